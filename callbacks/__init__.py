@@ -1,0 +1,34 @@
+"""Lightning callbacks: hooks of a few lines around the functions of the lower floors."""
+
+from pack_ptq.callbacks.bits import BitAssignment, UniformBits
+from pack_ptq.callbacks.evaluation import Evaluation
+from pack_ptq.callbacks.keep_best import KeepBest
+from pack_ptq.callbacks.monitor import ReconstructionMonitor
+from pack_ptq.callbacks.observation import Observation
+from pack_ptq.callbacks.packing import (
+    FixedPacking,
+    HessianPacking,
+    NoPacking,
+    Packing,
+    RandomPacking,
+    WholePacking,
+)
+from pack_ptq.callbacks.progress import RunProgress
+from pack_ptq.callbacks.scoring import HessianScoring
+
+__all__ = [
+    "BitAssignment",
+    "Evaluation",
+    "FixedPacking",
+    "HessianPacking",
+    "HessianScoring",
+    "KeepBest",
+    "NoPacking",
+    "Observation",
+    "Packing",
+    "RandomPacking",
+    "ReconstructionMonitor",
+    "RunProgress",
+    "UniformBits",
+    "WholePacking",
+]

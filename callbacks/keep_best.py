@@ -1,0 +1,36 @@
+"""Keep the best iterate of a fit, judged by hard codes."""
+
+import lightning as L
+from torch import Tensor
+
+from pack_ptq.modules.reconstruction import PackData, PackReconstruction
+
+
+class KeepBest(L.Callback):
+    """Measures the hardened pack at some steps and keeps the best codes and scales.
+
+    Args:
+        data: What the pack is fitted to.
+        steps: Step counts after which to measure.
+    """
+
+    def __init__(self, data: PackData, steps: set[int]) -> None:
+        self.data, self.steps = data, steps
+        self.loss = float("inf")
+        self.kept: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, module: PackReconstruction, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Measure if it is time to."""
+        if batch_idx + 1 not in self.steps:
+            return
+        loss = module.hard_loss(self.data)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({f"{module.label}/hard_loss": loss}, step=batch_idx)
+        if loss < self.loss:
+            self.loss = loss
+            self.kept = [
+                (*layer.weight_quantizer.hardened(), layer.input_quantizer.scale.detach().clone())  # type: ignore[operator, union-attr]
+                for layer in module.layers
+            ]

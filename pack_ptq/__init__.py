@@ -1,0 +1,36 @@
+"""Post-training quantization of vision networks by Pack-PTQ."""
+
+from pack_ptq.api import evaluate, load, quantize, read_report
+from pack_ptq.calibration import observe, set_ranges
+from pack_ptq.errors import UserError
+from pack_ptq.graph.prepare import prepare
+from pack_ptq.hessian import score_blocks
+from pack_ptq.models import ModelSource
+from pack_ptq.packing import fixed_packs, hessian_packs, inner_links, random_packs, tile_units
+from pack_ptq.bits import plan_bits
+from pack_ptq.reconstruct import reconstruct
+from pack_ptq.types import Hardware, QuantizerSpec, Recipe, ReconstructionSpec
+
+__all__ = [
+    "Hardware",
+    "ModelSource",
+    "QuantizerSpec",
+    "Recipe",
+    "ReconstructionSpec",
+    "UserError",
+    "evaluate",
+    "fixed_packs",
+    "hessian_packs",
+    "inner_links",
+    "load",
+    "observe",
+    "plan_bits",
+    "prepare",
+    "quantize",
+    "random_packs",
+    "read_report",
+    "reconstruct",
+    "score_blocks",
+    "set_ranges",
+    "tile_units",
+]

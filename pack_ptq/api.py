@@ -1,0 +1,275 @@
+"""The whole story: a trained network and calibration samples in, a measured low-bit network out."""
+
+import json
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
+from torch.utils.data import default_collate
+
+from pack_ptq.callbacks import BitAssignment, Evaluation, HessianPacking, HessianScoring, Packing, UniformBits
+from pack_ptq.datamodules import PTQData
+from pack_ptq.describe import describe, describe_model
+from pack_ptq.distributed import barrier
+from pack_ptq.errors import refuse
+from pack_ptq.graph.prepare import Prepared, prepare
+from pack_ptq.graph.switch import switch
+from pack_ptq.models import LoadedModel, ModelSource
+from pack_ptq.modules.network import WholeNetwork
+from pack_ptq.pipeline import Pipeline
+from pack_ptq.report import bit_summary, peak_memory, render, size_summary
+from pack_ptq.runs import RunFolder, network_digest
+from pack_ptq.states import put_rest_state, put_unit_state
+from pack_ptq.trainers import make_trainer
+from pack_ptq.types import Hardware, Plan, Preprocessing, Recipe, UnitResult
+
+PACKAGES = ("pack-ptq", "torch", "torchvision", "lightning", "torchmetrics", "timm")
+WEIGHTS = ("pretrained", "checkpoint")  # which a run folder makes needless
+
+
+def quantize(
+    model: ModelSource | nn.Module,
+    data: PTQData,
+    recipe: Recipe | None = None,
+    scoring: HessianScoring | None = None,
+    packing: Packing | None = None,
+    bits: BitAssignment | None = None,
+    evaluation: Evaluation | None = None,
+    hardware: Hardware | None = None,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    show: bool = False,
+) -> dict[str, Any]:
+    """Quantize a network by Pack-PTQ and measure it; the command `pack-ptq quantize` in Python.
+
+    A killed run resumes at the next unit when the same call is made again, and ends as if it had never stopped.
+
+    Args:
+        model: Where the network comes from, or a trained network itself.
+        data: Calibration and test samples.
+        recipe: Bits, protocol, profile and effort.
+        scoring: How blocks are scored.
+        packing: How blocks are packed.
+        bits: How packs get their bits.
+        evaluation: How the network is measured.
+        hardware: Where to run.
+        seed: Of every random choice, 0 or more.
+        run_dir: Folder of the run; `runs/<network>-<bits>-seed<seed>` if not given.
+        show: Whether to tell what happens on the screen.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        UserError: Something the user gave cannot serve; the message names the key, the value and what is allowed.
+    """
+    began = time.perf_counter()
+    recipe, hardware = recipe or Recipe(), hardware or Hardware()
+    scoring, packing = scoring or HessianScoring(), packing or HessianPacking()
+    bits, evaluation = bits or UniformBits(), evaluation or Evaluation()
+    bits.recipe = recipe
+    if seed < 0:
+        raise refuse("seed", seed, "0 or more")
+    L.seed_everything(seed, verbose=False)
+    is_object = isinstance(model, nn.Module)
+    loaded = LoadedModel(model, getattr(model, "preprocessing", None)) if isinstance(model, nn.Module) else model.load()
+    data.use_preprocessing(loaded.preprocessing)
+    data.check()
+    prepared = prepare_for(loaded.network, data, None if is_object else model.blocks)  # type: ignore[union-attr]
+    parts = {"scoring": scoring, "packing": packing, "bits": bits, "evaluation": evaluation}
+    config = configuration(model, data, recipe, parts, hardware, seed)
+    folder = RunFolder(run_dir or default_run_dir(config))
+    if rank_zero_only.rank == 0:
+        digests = {"model": network_digest(loaded.network), "data": data.fingerprint()}
+        folder.claim({"config": config, **digests})
+    if folder.report.exists():
+        return read_report(folder.path)
+    pipeline = Pipeline(prepared.chain, data, recipe, evaluation, hardware, seed, folder, show)
+    pipeline.start_processes()
+    full = pipeline.measure("full_precision", "off")
+    plan = pipeline.plan(scoring, packing, bits)
+    nearest = pipeline.measure("rounded_to_nearest", "nearest")
+    results = pipeline.reconstruct(plan)
+    final = pipeline.measure("quantized", "hard")
+    metrics = {"full_precision": full, "rounded_to_nearest": nearest, "quantized": final}
+    metrics["num_samples"] = json.loads(folder.measured.read_text())["num_samples"]
+    report = compose_report(config, prepared, plan, results, metrics, pipeline.device, time.perf_counter() - began)
+    if rank_zero_only.rank == 0:
+        folder.write_json(folder.report, report)
+        pipeline.logger.experiment.add_text("report", f"<pre>{render(report, str(folder.path))}</pre>")
+        pipeline.logger.finalize("success")
+    barrier()
+    return report
+
+
+def configuration(
+    model: ModelSource | nn.Module,
+    data: PTQData,
+    recipe: Recipe,
+    parts: dict[str, L.Callback],
+    hardware: Hardware,
+    seed: int,
+) -> dict[str, Any]:
+    """Give all settings of a run as plain values, as `config.yaml` holds them."""
+    return {
+        "model": describe_model(model),
+        "data": describe(data),
+        "recipe": json.loads(json.dumps(asdict(recipe))),
+        **{name: describe(part) for name, part in parts.items()},
+        "hardware": asdict(hardware),
+        "seed": seed,
+    }
+
+
+def default_run_dir(config: dict[str, Any]) -> Path:
+    """Give `runs/<network>-<bits>-seed<seed>`."""
+    name = config["model"].get("name") or config["model"]["class_path"].rsplit(".", 1)[-1]
+    bits = f"w{config['recipe']['weight']['bits']}a{config['recipe']['activation']['bits']}"
+    return Path("runs") / f"{name.replace('/', '-')}-{bits}-seed{config['seed']}"
+
+
+def prepare_for(network: nn.Module, data: PTQData, blocks: str | list[str] | None = None) -> Prepared:
+    """Prepare a copy of a network on samples of its data, and check that its output fits the task.
+
+    Raises:
+        UserError: The network does not run on the samples, or gives something else than the task needs.
+    """
+    dataset: Any = data.calibration_dataset()
+    example = default_collate([dataset[i][0] for i in range(min(2, len(dataset)))])
+    prepared = prepare(network.cpu(), example, blocks)
+    with torch.no_grad():
+        data.check_output(prepared.chain.network(example))
+    return prepared
+
+
+def compose_report(
+    config: dict[str, Any],
+    prepared: Prepared,
+    plan: Plan,
+    results: list[UnitResult],
+    metrics: dict[str, Any],
+    device: torch.device,
+    seconds: float,
+) -> dict[str, Any]:
+    """Give the content of `report.json`."""
+    recipe = config["recipe"]
+    return {
+        **{key: config[key] for key in ("model", "data", "seed", "recipe", "scoring", "packing")},
+        "protocol": recipe["protocol"],
+        "profile": recipe["profile"],
+        "versions": {package: version(package) for package in PACKAGES},
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "processes": config["hardware"]["devices"],
+        "metrics": metrics,
+        "bits": bit_summary(prepared.chain, list(plan.units), plan.bits),
+        "size_bytes": size_summary(prepared.chain, plan.bits),
+        "packs": [list(unit.blocks) for unit in plan.units if unit.kind == "pack"],
+        "scores": dict(zip(plan.scores.names, plan.scores.scores, strict=True)),
+        "reconstruction": [result.to_json() for result in results],
+        "folded": list(prepared.folded),
+        "left_out": list(prepared.left_out),
+        "seconds": {
+            **plan.seconds,
+            "reconstruction": {
+                "per_pack": {result.name: result.seconds for result in results},
+                "total": sum(result.seconds for result in results),
+            },
+            "total": seconds,
+        },
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def load(run_dir: str | Path, network: nn.Module | None = None) -> nn.Module:
+    """Load the quantized network of a run that has reconstructed all its units.
+
+    The original checkpoint is not needed: codes, scales and the rest are in the folder.
+
+    Args:
+        run_dir: Folder of the run.
+        network: One of the same class, if the run was given a network as an object and not a model source.
+
+    Returns:
+        The network with hard integer codes, in evaluation mode, on the CPU; it gives the outputs the run measured.
+
+    Raises:
+        UserError: The folder holds no finished run, or the network's class must be given.
+    """
+    return load_prepared(run_dir, network)[0].chain.network
+
+
+def load_prepared(run_dir: str | Path, network: nn.Module | None = None) -> tuple[Prepared, Preprocessing | None]:
+    """Load like `load`, and give the chain of the network and how it wants its input, too."""
+    folder, config = open_finished(run_dir)
+    plan = Plan.from_json(json.loads(folder.plan.read_text()))
+    if network is None:
+        source = ModelSource(**{key: value for key, value in config["model"].items() if key not in WEIGHTS})
+        loaded = source.load()
+    else:
+        loaded = LoadedModel(network, getattr(network, "preprocessing", None))
+    prepared = prepare(loaded.network, torch.randn(2, *plan.input_shape), config["model"].get("blocks"))
+    put_rest_state(prepared.chain.network, folder.read_tensors(folder.network))
+    for index in range(len(plan.units)):
+        put_unit_state(prepared.chain, folder.read_tensors(folder.pack(index)))
+    switch(prepared.chain.layers.values(), "hard", activations=True)
+    return prepared, loaded.preprocessing
+
+
+def open_finished(run_dir: str | Path) -> tuple[RunFolder, dict[str, Any]]:
+    """Open the folder of a run whose units are all reconstructed.
+
+    Raises:
+        UserError: There is no such run in the folder.
+    """
+    folder = RunFolder(run_dir)
+    if not folder.plan.exists() or not folder.config.exists():
+        raise refuse("run_dir", str(run_dir), "the folder of a run of `pack-ptq quantize`")
+    units = json.loads(folder.plan.read_text())["units"]
+    missing = [index for index in range(len(units)) if not folder.pack(index).exists()]
+    if missing:
+        raise refuse("run_dir", str(run_dir), f"a finished run; {len(missing)} of {len(units)} units are still to do")
+    return folder, yaml.safe_load(folder.config.read_text())
+
+
+def read_report(run_dir: str | Path) -> dict[str, Any]:
+    """Read the report of a finished run.
+
+    Raises:
+        UserError: The folder holds none.
+    """
+    folder = RunFolder(run_dir)
+    if not folder.report.exists():
+        raise refuse("run_dir", str(run_dir), "the folder of a finished run (it holds report.json)")
+    return json.loads(folder.report.read_text())
+
+
+def evaluate(
+    run_dir: str | Path,
+    data: PTQData,
+    evaluation: Evaluation | None = None,
+    hardware: Hardware | None = None,
+    network: nn.Module | None = None,
+) -> dict[str, float]:
+    """Measure the quantized network of a run on the test samples of `data`, in percent.
+
+    Args:
+        run_dir: Folder of the run.
+        data: Test samples.
+        evaluation: How to measure.
+        hardware: Where to run.
+        network: As for `load`.
+    """
+    evaluation = evaluation or Evaluation()
+    prepared, preprocessing = load_prepared(run_dir, network)
+    data.use_preprocessing(preprocessing)
+    data.check()
+    data.check_output(prepared.chain.network(torch.zeros(1, *prepared.chain.input_shape)))
+    make_trainer(hardware or Hardware(), [evaluation]).test(WholeNetwork(prepared.chain), data, verbose=False)
+    return evaluation.values

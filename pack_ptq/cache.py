@@ -1,0 +1,129 @@
+"""Cached activations within a memory budget: on the device, then in RAM, then in a memory-mapped file."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pack_ptq.errors import UserError
+
+# What a fit itself needs on an accelerator must stay free.
+DEVICE_SHARE = 0.5
+
+
+class MemoryBudget:
+    """Where the next cached tensor goes.
+
+    Args:
+        limit: Bytes of cached activations to hold in memory, on the device and in RAM together, 1 or more.
+        device: Where the computation runs.
+        folder: For the files of what does not fit; the system's temporary folder if none.
+    """
+
+    def __init__(self, limit: int, device: torch.device | str = "cpu", folder: Path | None = None) -> None:
+        self.limit, self.device, self.folder = limit, torch.device(device), folder
+        self.used = 0
+
+    def check_batch(self, batch: Tensor) -> None:
+        """Refuse a budget that does not hold one batch.
+
+        Raises:
+            UserError: The batch is larger than the limit.
+        """
+        if batch.nbytes > self.limit:
+            raise UserError(
+                f"recipe.reconstruction.cache_bytes is {self.limit}; allowed: {batch.nbytes} or more, "
+                f"which one batch of {len(batch)} takes"
+            )
+
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> "Storage":
+        """Reserve room for a tensor."""
+        size = dtype.itemsize * int(torch.Size(shape).numel())
+        if self.used + size > self.limit:
+            return Storage(shape, dtype, None, self)
+        device = self.device
+        if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] * DEVICE_SHARE:
+            device = torch.device("cpu")
+        self.used += size
+        return Storage(shape, dtype, device, self)
+
+
+class Storage:
+    """One tensor of (samples, ...) whose rows are written once and then read in any order.
+
+    Args:
+        shape: All samples first.
+        dtype: Of the elements.
+        device: Where it lies; nothing for a memory-mapped file.
+        budget: To which `close` gives the memory back.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None, budget: MemoryBudget) -> None:
+        self.budget, self.mapped = budget, device is None
+        if device is None:
+            self.tensor = _mapped_tensor(shape, dtype, budget.folder)
+        else:
+            self.tensor = torch.empty(shape, dtype=dtype, device=device)
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def rows(self, index: Tensor | slice) -> Tensor:
+        """Give rows as a new tensor on the device of the computation."""
+        rows = self.tensor[index.to(self.tensor.device) if isinstance(index, Tensor) else index]
+        device = self.budget.device
+        return rows.to(device) if device != rows.device else rows.clone() if isinstance(index, slice) else rows
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Give all rows in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.rows(slice(start, start + size))
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if not self.mapped:
+            self.budget.used -= self.tensor.nbytes
+        self.tensor = torch.empty(0)
+
+
+def _mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Tensor:
+    count = int(torch.Size(shape).numel())
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".cache-") as file:
+            # A sparse file on a full disk would end the process at the first write into it.
+            os.posix_fallocate(file.fileno(), 0, max(1, count * dtype.itemsize))
+            # The mapping outlives the name, so nothing is left behind even if the process is killed.
+            return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
+    except OSError as error:
+        raise UserError(
+            f"no room for {count * dtype.itemsize} bytes of cached activations in {folder}: {error.strerror}; "
+            "allowed: a disk with room, or a larger recipe.reconstruction.cache_bytes"
+        ) from error
+
+
+@torch.no_grad()
+def fill(budget: MemoryBudget, count: int, batches: Iterable[Tensor], compute: Callable[[Tensor], Tensor]) -> Storage:
+    """Store `compute(batch)` of all batches.
+
+    Args:
+        budget: Decides where the rows lie.
+        count: Number of samples in all batches.
+        batches: Of shape (batch, ...).
+        compute: Gives one row per sample.
+
+    Raises:
+        UserError: The budget is smaller than one batch.
+    """
+    storage, start = None, 0
+    for batch in batches:
+        rows = compute(batch)
+        if storage is None:
+            budget.check_batch(rows)
+            storage = budget.allocate((count, *rows.shape[1:]), rows.dtype)
+        storage.tensor[start : start + len(rows)] = rows.to(storage.tensor.device)
+        start += len(rows)
+    assert storage is not None and start == count
+    return storage

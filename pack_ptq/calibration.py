@@ -1,0 +1,70 @@
+"""Ranges of all quantizers, from all calibration batches."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pack_ptq.distributed import all_reduce
+from pack_ptq.errors import UserError
+from pack_ptq.graph.chain import Chain
+from pack_ptq.types import BitPlan, Recipe
+
+PASSES = ("extremes", "values")
+
+
+def watch(chain: Chain, what: str | None) -> None:
+    """Let all input quantizers look at their inputs in one of the two `PASSES`, or stop them."""
+    for layer in chain.layers.values():
+        layer.input_quantizer.watching = what  # type: ignore[assignment]
+
+
+def merge_observers(chain: Chain, what: str) -> None:
+    """Merge what the processes have seen in one of the `PASSES`, and check it.
+
+    Raises:
+        UserError: A layer's input holds NaN or infinity; the message names the layer.
+    """
+    observers = {path: layer.input_quantizer.observer for path, layer in chain.layers.items()}
+    seen = set()
+    for path, observer in observers.items():
+        if what == "extremes":
+            observer.low, observer.high = all_reduce(observer.low, "min"), all_reduce(observer.high, "max")
+            if torch.isnan(observer.low) or (observer.high.isinf() and observer.high > 0) or observer.low == -torch.inf:
+                raise UserError(f"the input of layer {path} holds NaN or infinity; allowed: finite activations")
+        elif id(observer) not in seen:
+            observer.histogram = all_reduce(observer.histogram)
+        seen.add(id(observer))
+
+
+@torch.no_grad()
+def observe(chain: Chain, batches: Iterable[Tensor]) -> None:
+    """Run both passes over the calibration inputs.
+
+    Args:
+        chain: The prepared network; its quantizers stay off.
+        batches: Inputs of shape (batch, ...); iterated twice, so no generator.
+    """
+    for what in PASSES:
+        watch(chain, what)
+        for batch in batches:
+            chain.network(batch)
+        watch(chain, None)
+        merge_observers(chain, what)
+
+
+def set_ranges(chain: Chain, plan: BitPlan, recipe: Recipe) -> None:
+    """Choose every scale and zero point for the planned bits; `observe` must have run.
+
+    Raises:
+        UserError: A layer's weight holds NaN or infinity; the message names the layer.
+    """
+    symmetric = recipe.profile == "deploy"
+    for path, layer in chain.layers.items():
+        if not torch.isfinite(layer.weight).all():
+            raise UserError(f"the weight of layer {path} holds NaN or infinity; allowed: finite weights")
+        layer.weight_quantizer.set_range(layer.weight, replace(recipe.weight, bits=plan.weight[path]), symmetric)
+        bits = plan.activation[path]
+        layer.input_quantizer.set_range(None if bits is None else replace(recipe.activation, bits=bits))
+        layer.integer_bias = recipe.profile == "deploy"

@@ -1,0 +1,122 @@
+"""Run a part of a network from a cached value: the calls before it are skipped, those after it never happen."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from pack_ptq.errors import UserError
+from pack_ptq.graph.blocks import Element
+from pack_ptq.graph.trace import INPUT, Shape, Trace, call_name
+from pack_ptq.quant.layers import QuantizedLayer
+
+
+class _Reached(Exception):
+    """The last wanted call has run."""
+
+
+class _Replay(TorchFunctionMode):
+    """Skip calls up to one whose value is given, run the rest, and note the wanted values on the way."""
+
+    def __init__(
+        self, trace: Trace, start: int, value: Tensor, stop: int, wanted: Collection[int], changed: Collection[int]
+    ) -> None:
+        super().__init__()
+        self.calls, self.start, self.value, self.stop = trace.calls, start, value, stop
+        self.wanted, self.changed = wanted, changed
+        self.found: dict[int, Tensor] = {}
+        self.index = -1
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        self.index = index = self.index + 1
+        if index >= len(self.calls) or self.calls[index].name != call_name(func):
+            raise UserError("the network's forward pass took another way than when it was prepared; allowed: a fixed one")
+        call = self.calls[index]
+        if index < self.start and call.inputs and call.kind != "other":
+            return tree_map(self._placeholder, call.output)
+        result = self.value if index == self.start else func(*args, **(kwargs or {}))
+        if index in self.wanted:
+            self.found[index] = result.clone() if index in self.changed else result
+        if index == self.stop:
+            self.found[index] = result
+            raise _Reached
+        return result
+
+    def _placeholder(self, form: Any) -> Any:
+        if not isinstance(form, Shape):
+            return form
+        return torch.zeros((), dtype=form.dtype, device=self.value.device).expand(form.at(len(self.value)))
+
+
+class Chain:
+    """A network as links in execution order, any run of which can be computed alone.
+
+    Boundary `i` is the value that link `i` reads; boundary 0 is the network's input and the last one its output.
+
+    Args:
+        network: The prepared network.
+        trace: A recording of it.
+        elements: Its links, as `find_chain` gives them.
+        layers: Its quantized layers by path.
+        input_shape: Form of one input sample.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        trace: Trace,
+        elements: Sequence[Element],
+        layers: Mapping[str, QuantizedLayer],
+        input_shape: tuple[int, ...],
+    ) -> None:
+        self.network, self.trace, self.elements = network, trace, tuple(elements)
+        self.layers = dict(layers)
+        self.input_shape = input_shape
+        self._values = [INPUT, *[element.stop for element in elements]]
+        in_place = [call for call in trace.calls if call.name.endswith("_") and call.kind == "tensor"]
+        self._changed = {value for call in in_place for value in call.inputs}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the links."""
+        return tuple(element.name for element in self.elements)
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    def layers_of(self, start: int, stop: int) -> dict[str, QuantizedLayer]:
+        """Give the quantized layers of the links `start..stop-1` by path."""
+        return {path: self.layers[path] for element in self.elements[start:stop] for path in element.layers}
+
+    def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Compute the links `start..stop-1` on boundary `start`.
+
+        Args:
+            x: Value of boundary `start`, shape (batch, ...).
+            start: First link, from 0.
+            stop: Link after the last one; without it the run goes to the network's output.
+
+        Returns:
+            Value of boundary `stop`.
+        """
+        stop = len(self) if stop is None else stop
+        return self.run_collecting(x, start, stop, ())[stop]
+
+    def run_collecting(self, x: Tensor, start: int, stop: int, wanted: Collection[int]) -> dict[int, Tensor]:
+        """Compute like `run` and give the values of all `wanted` boundaries on the way, and of `stop`."""
+        if start == stop:
+            return {stop: x}
+        values = {self._values[boundary]: boundary for boundary in (*wanted, stop) if boundary > start}
+        if self._values[start] in self._changed:
+            x = x.clone()
+        replay = _Replay(self.trace, self._values[start], x, self._values[stop], values.keys(), self._changed)
+        head = x if start == 0 else x.new_zeros(()).expand(len(x), *self.input_shape)
+        try:
+            with replay:
+                self.network(head)
+        except _Reached:
+            pass
+        return {values[value]: tensor for value, tensor in replay.found.items()}

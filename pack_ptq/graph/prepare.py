@@ -1,0 +1,90 @@
+"""Make a trained network ready: a copy with BatchNorm folded, quantized layers in place, and its chain of blocks."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pack_ptq.errors import UserError
+from pack_ptq.graph.blocks import HINT, find_chain
+from pack_ptq.graph.chain import Chain
+from pack_ptq.graph.fold import fold_batch_norms
+from pack_ptq.graph.insert import insert_quantized_layers
+from pack_ptq.graph.trace import batch_of, trace_network
+
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network ready for calibration.
+
+    Attributes:
+        chain: Its links; the prepared network is `chain.network`.
+        folded: Paths of the BatchNorms that are gone.
+        left_out: Paths of quantizable layers that no call reaches and that stay in full precision.
+    """
+
+    chain: Chain
+    folded: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def prepare(network: nn.Module, example: Tensor, blocks: str | list[str] | None = None) -> Prepared:
+    """Prepare a copy of a network; all quantizers are off, so it computes what the network computes.
+
+    Args:
+        network: Trained; it is left as it is.
+        example: One or more real input samples, shape (batch, ...), on the network's device.
+        blocks: Names or patterns of the modules that are to be blocks, instead of the search.
+
+    Raises:
+        UserError: The network cannot be run, chained or copied; the message names the override to use.
+    """
+    try:
+        network = copy.deepcopy(network).eval().requires_grad_(False)
+    except Exception as error:
+        raise UserError(f"the network cannot be copied ({error}); allowed: modules that copy.deepcopy takes") from error
+    for module in network.modules():
+        # A layer that overwrites its input would overwrite cached activations.
+        if isinstance(getattr(module, "inplace", None), bool):
+            module.inplace = False  # type: ignore[assignment]
+    example = batch_of(example, 2)
+    untouched = trace_network(network, example)
+    with torch.no_grad():
+        expected = network(example)
+    folded = fold_batch_norms(network, untouched)
+    layers, left_out = insert_quantized_layers(network, trace_network(network, example))
+    trace = trace_network(network, example)
+    _note_sizes(network, layers, example)
+    for in_place in (True, False):
+        elements = find_chain(trace, blocks, in_place)
+        chain = Chain(network, trace, elements, layers, tuple(example.shape[1:]))
+        if _agrees(chain, example, expected):
+            return Prepared(chain, tuple(folded), tuple(left_out))
+    raise UserError(f"the network run block by block gives another output than the network itself; {HINT}")
+
+
+@torch.no_grad()
+def _agrees(chain: Chain, x: Tensor, expected: Tensor) -> bool:
+    for index in range(len(chain)):
+        x = chain.run(x, index, index + 1)
+    return bool((x - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1))
+
+
+@torch.no_grad()
+def _note_sizes(network: nn.Module, layers: dict, example: Tensor) -> None:
+    """Note how many input elements one sample brings to each layer, by which reports weight activation bits."""
+    counts = dict.fromkeys(layers, 0)
+    handles = [
+        layer.register_forward_pre_hook(
+            lambda _, args, path=path: counts.__setitem__(path, counts[path] + args[0].numel() // len(example))
+        )
+        for path, layer in layers.items()
+    ]
+    network(example)
+    for handle in handles:
+        handle.remove()
+    for path, layer in layers.items():
+        layer.input_elements = counts[path]

@@ -1,0 +1,180 @@
+"""Record the torch calls of one forward pass in order, with the data that flows between them.
+
+The calls are seen by a `TorchFunctionMode`, so any Python control flow is allowed as long as it does not depend on the
+data. A value is named by the index of the call that made it; the network's input is `INPUT`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pack_ptq.errors import UserError
+
+INPUT = -1
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A tensor's form at any batch size: each dimension as (size at batch 2, size at batch 3)."""
+
+    dims: tuple[tuple[int, int], ...]
+    dtype: torch.dtype
+
+    def at(self, batch: int) -> tuple[int, ...]:
+        """Give the shape at a batch size."""
+        return tuple(two if two == three else two * batch // 2 for two, three in self.dims)
+
+
+@dataclass
+class Call:
+    """One torch call.
+
+    Attributes:
+        name: Of the function, to notice a forward pass that takes another way.
+        inputs: Values it reads that depend on the network's input.
+        kind: Whether it gives tensors, nothing, or something else such as a size.
+        output: Form of what it gives, with `Shape` in place of tensors.
+        module: Path of the innermost module that made the call.
+        layer: Path of the quantized layer, if the call is one.
+        single: It gives one new tensor, which nothing else aliases as an object.
+    """
+
+    name: str
+    inputs: tuple[int, ...]
+    kind: Literal["tensor", "none", "other"]
+    output: Any
+    module: str
+    layer: str | None
+    single: bool
+
+
+@dataclass
+class ModuleSpan:
+    """One call of a module: the torch calls `first..last` were made inside it."""
+
+    path: str
+    module: nn.Module
+    first: int
+    last: int = -2
+    input: int | None = None
+    output: int | None = None
+
+
+@dataclass
+class Trace:
+    """All calls of one forward pass, the calls of modules around them, and the value of the output."""
+
+    calls: list[Call] = field(default_factory=list)
+    spans: list[ModuleSpan] = field(default_factory=list)
+    output: int = INPUT
+
+    def consumers(self, value: int) -> list[int]:
+        """Give the calls that compute with a value; questions about its shape do not count."""
+        return [i for i, call in enumerate(self.calls) if value in call.inputs and call.kind != "other"]
+
+
+def call_name(function: Callable[..., Any]) -> str:
+    """Name a torch function as the trace does."""
+    return getattr(function, "__name__", repr(function))
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, network: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.trace = Trace()
+        self.paths = {id(module): path for path, module in network.named_modules()}
+        self.stack: list[ModuleSpan] = []
+        self.values = {id(x): INPUT}
+        self.alive: list[Any] = [x]  # an id is only good while its object lives
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        tensors = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
+        inputs = tuple(dict.fromkeys(self.values[id(t)] for t in tensors if id(t) in self.values))
+        result = func(*args, **(kwargs or {}))
+        index = len(self.trace.calls)
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        kind: Literal["tensor", "none", "other"] = "tensor" if outputs else "none" if result is None else "other"
+        aliased = any(id(o) == id(t) for o in outputs for t in tensors)
+        # A call that gives nothing has changed its first argument, as `x[i] = y` does.
+        changed = outputs if outputs else tensors[:1] if kind == "none" else []
+        if inputs:
+            self.values.update({id(t): index for t in changed})
+        self.alive.append((result, tensors))
+        layer = next((self.paths.get(id(a)) for a in args if isinstance(a, nn.Module)), None)
+        module = self.stack[-1].path if self.stack else ""
+        single = isinstance(result, Tensor) and not aliased
+        self.trace.calls.append(Call(call_name(func), inputs, kind, result, module, layer, single))
+        return result
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        source = next((self.values.get(id(a)) for a in args if isinstance(a, Tensor)), None)
+        span = ModuleSpan(self.paths[id(module)], module, len(self.trace.calls), input=source)
+        self.trace.spans.append(span)
+        self.stack.append(span)
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        span = self.stack.pop()
+        span.last = len(self.trace.calls) - 1
+        span.output = self.values.get(id(result)) if isinstance(result, Tensor) else None
+
+
+def _record(network: nn.Module, x: Tensor) -> Trace:
+    recorder = _Recorder(network, x)
+    handles = []
+    for module in network.modules():
+        handles.append(module.register_forward_pre_hook(recorder.enter))
+        handles.append(module.register_forward_hook(recorder.leave))
+    try:
+        with torch.no_grad(), recorder:
+            result = network(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(result, Tensor) or id(result) not in recorder.values:
+        raise UserError(
+            f"the network's output is {type(result).__name__}; allowed: one tensor that is computed from the input"
+        )
+    recorder.trace.output = recorder.values[id(result)]
+    return recorder.trace
+
+
+def batch_of(x: Tensor, size: int) -> Tensor:
+    """Give the first `size` samples of `x`, repeated if there are fewer."""
+    return torch.cat([x] * -(-size // len(x)))[:size]
+
+
+def trace_network(network: nn.Module, example: Tensor) -> Trace:
+    """Record a forward pass at two batch sizes, so that the shapes at any other are known.
+
+    Args:
+        network: In evaluation mode.
+        example: One or more input samples, shape (batch, ...).
+
+    Raises:
+        UserError: The forward pass fails, takes another way at another batch size, or gives no single tensor.
+    """
+    try:
+        trace, other = (_record(network, batch_of(example, size)) for size in (2, 3))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the network failed on an input of shape {tuple(batch_of(example, 2).shape)}: {type(error).__name__}: {error}"
+        ) from error
+    if [call.name for call in trace.calls] != [call.name for call in other.calls]:
+        raise UserError("the network's control flow depends on the batch size or the data; allowed: a fixed forward pass")
+    for call, twin in zip(trace.calls, other.calls, strict=True):
+        if call.kind == "tensor":
+            call.output = tree_map(
+                lambda a, b: Shape(tuple(zip(a.shape, b.shape, strict=True)), a.dtype) if isinstance(a, Tensor) else a,
+                call.output,
+                twin.output,
+            )
+        else:
+            call.output = None
+    return trace

@@ -1,0 +1,92 @@
+"""Importance scores of blocks from second-order information (METHOD P1)."""
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pack_ptq.distributed import all_reduce
+from pack_ptq.graph.chain import Chain
+from pack_ptq.graph.switch import quantized
+from pack_ptq.losses import kl_from_full_precision
+from pack_ptq.types import BlockScores
+
+TaskLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+class HessianScorer:
+    """`S_b = E[2 (L_q^b - dz^T g)] / E[dz^T dz]`, summed batch by batch, so every sample counts once.
+
+    One full forward gives the full-precision input of every block; a block's quantized output is run through the links
+    after it only. That is about N/2 + 1 forwards in all. With the loss `kl` the gradient `g` at full precision is zero,
+    so nothing is differentiated; with `task` one backward gives `g` at every block.
+
+    Args:
+        chain: The prepared network with its ranges set; all quantizers off.
+        start: First block (link of the chain).
+        stop: Link after the last block.
+        loss: `kl` against the full-precision output, or `task` for the labelled loss.
+        task_loss: Gives one loss per sample from (output, label); needed for `task`.
+    """
+
+    def __init__(
+        self, chain: Chain, start: int, stop: int, loss: Literal["kl", "task"] = "kl", task_loss: TaskLoss | None = None
+    ) -> None:
+        self.chain, self.start, self.stop = chain, start, stop
+        self.loss, self.task_loss = loss, task_loss
+        self.sums = torch.zeros(3, stop - start, dtype=torch.float64)  # loss increase, dz^T g, dz^T dz
+        self.num_samples = 0
+
+    def update(self, x: Tensor, label: Tensor | None = None) -> None:
+        """Take one batch of inputs, and of labels for the loss `task`."""
+        end = len(self.chain)
+        with torch.set_grad_enabled(self.loss == "task"):
+            x = x.detach().requires_grad_(self.loss == "task")
+            found = self.chain.run_collecting(x, 0, end, range(self.start, self.stop + 1))
+            values = {self.start: x, **found} if self.start == 0 else found
+            slopes = dict.fromkeys(range(self.start + 1, self.stop + 1))
+            if self.loss == "task":
+                assert self.task_loss is not None and label is not None
+                losses = self.task_loss(found[end], label)
+                slopes = dict(zip(slopes, torch.autograd.grad(losses.sum(), [values[i] for i in slopes]), strict=True))
+        with torch.no_grad():
+            for link in range(self.start, self.stop):
+                self._add(link, values, slopes[link + 1], label)
+        self.num_samples += len(x)
+
+    def _add(self, link: int, values: dict[int, Tensor], slope: Tensor | None, label: Tensor | None) -> None:
+        with quantized(self.chain.layers_of(link, link + 1).values(), "nearest"):
+            output = self.chain.run(values[link].detach(), link, link + 1)
+        change = (output - values[link + 1]).double().flatten(1)
+        end = len(self.chain)
+        logits, reference = self.chain.run(output, link + 1), values[end]
+        if self.loss == "kl":
+            increase = kl_from_full_precision(logits.double(), reference.double())
+        else:
+            assert self.task_loss is not None and label is not None
+            increase = self.task_loss(logits, label) - self.task_loss(reference, label)
+        first_order = (change * slope.double().flatten(1)).sum() if slope is not None else change.new_zeros(())
+        sums = torch.stack([increase.double().sum(), first_order, change.square().sum()])
+        self.sums[:, link - self.start] += sums.cpu()
+
+    def compute(self) -> BlockScores:
+        """Merge over processes and give the scores."""
+        sums = all_reduce(self.sums)
+        count = int(all_reduce(torch.tensor(self.num_samples)))
+        increase, first_order, squared = sums / count
+        scores = torch.where(squared > 0, 2 * (increase - first_order) / squared.clamp(min=1e-300), 0.0)
+        names = self.chain.names[self.start : self.stop]
+        return BlockScores(names, tuple(scores.tolist()), tuple(increase.tolist()), tuple(squared.tolist()), count)
+
+
+def score_blocks(
+    chain: Chain, batches: Iterable[Tensor | tuple[Tensor, Tensor]], start: int, stop: int, loss: Literal["kl", "task"] = "kl",
+    task_loss: TaskLoss | None = None,
+) -> BlockScores:  # fmt: skip
+    """Score the blocks `start..stop-1` over batches of inputs, or of (inputs, labels); see `HessianScorer`."""
+    scorer = HessianScorer(chain, start, stop, loss, task_loss)
+    for batch in batches:
+        x, label = batch if isinstance(batch, tuple | list) else (batch, None)
+        scorer.update(x, label)
+    return scorer.compute()

@@ -1,0 +1,20 @@
+"""Losses at a block's output and at the network's output."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Give the squared error summed over channels (axis 1), averaged over samples and positions (BRECQ, METHOD P3)."""
+    return (output - target).square().sum(1).mean()
+
+
+def kl_from_full_precision(logits: Tensor, reference: Tensor) -> Tensor:
+    """Give `KL(p_fp || p_q)` per sample, in nats; softmax over axis 1, summed over any further axes (METHOD P1).
+
+    Args:
+        logits: Of the quantized network, shape (batch, classes, ...).
+        reference: Of the full-precision network, the same shape.
+    """
+    divergence = F.kl_div(logits.log_softmax(1), reference.log_softmax(1), reduction="none", log_target=True)
+    return divergence.flatten(1).sum(1)

@@ -1,0 +1,1 @@
+"""LightningModules: the whole network, and the reconstruction of one pack."""

@@ -1,0 +1,179 @@
+"""The reconstruction of one pack: rounding and scales are fitted to cached full-precision outputs (METHOD P3)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from pack_ptq.cache import Storage
+from pack_ptq.distributed import all_reduce
+from pack_ptq.graph.chain import Chain
+from pack_ptq.graph.switch import switch
+from pack_ptq.losses import reconstruction_loss
+from pack_ptq.quant.rounding import rounding_penalty, settled
+from pack_ptq.schedules import cosine_to_zero, penalty_beta
+from pack_ptq.types import ReconstructionSpec, Unit
+
+EVALUATION_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class PackData:
+    """What a pack is fitted to, row by row the same samples.
+
+    Attributes:
+        full_input: The pack's input in the full-precision network.
+        quantized_input: The pack's input behind the quantized packs before it.
+        target: The pack's output in the full-precision network.
+    """
+
+    full_input: Storage
+    quantized_input: Storage
+    target: Storage
+
+    def rows(self, index: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Give the three tensors of some rows."""
+        return self.full_input.rows(index), self.quantized_input.rows(index), self.target.rows(index)
+
+
+class RandomBatches(IterableDataset):
+    """Whole batches of random rows, drawn from a generator of their own."""
+
+    def __init__(self, data: PackData, batch_size: int, steps: int, seed: int) -> None:
+        super().__init__()
+        self.data, self.steps = data, steps
+        self.batch_size = min(batch_size, len(data.target))
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for _ in range(self.steps):
+            yield self.data.rows(torch.randperm(len(self.data.target), generator=self.generator)[: self.batch_size])
+
+
+class PackReconstruction(L.LightningModule):
+    """Fits the roundings and scales of one unit of the chain.
+
+    It borrows the unit's layers, whose ranges must be set, and leaves them in the mode `soft`.
+
+    Args:
+        chain: The prepared network; nothing outside the unit is run.
+        unit: The links to fit.
+        spec: Settings of the fit.
+        steps: Number of optimisation steps, which the schedules span.
+        seed: Of the random choices of this unit and process.
+    """
+
+    def __init__(self, chain: Chain, unit: Unit, spec: ReconstructionSpec, steps: int, seed: int) -> None:
+        super().__init__()
+        self.chain, self.unit, self.spec, self.steps, self.seed = chain, unit, spec, steps, seed
+        self.layers = nn.ModuleList(chain.layers_of(unit.start, unit.stop).values())
+        self.label = unit.name
+        self.last_penalty = 0.0
+        self._own: torch.Generator | None = None
+        for layer in self.layers:
+            layer.weight_quantizer.begin_fit(layer.weight, learn_scale=spec.weight_scale_lr > 0)  # type: ignore[operator, union-attr]
+            quantizer = layer.input_quantizer
+            quantizer.scale.requires_grad_(spec.activation_scale_lr > 0 and quantizer.bits is not None)  # type: ignore[operator, union-attr]
+        switch(self.layers, "soft", activations=True)  # type: ignore[arg-type]
+
+    def train(self, mode: bool = True) -> "PackReconstruction":
+        """Stay in evaluation mode: the network is trained, and norms that could not be folded must not move."""
+        return super().train(False)
+
+    @property
+    def roundings(self) -> list[Tensor]:
+        """AdaRound's variables of every layer."""
+        return [layer.weight_quantizer.rounding for layer in self.layers]  # type: ignore[misc, union-attr]
+
+    @property
+    def activation_scales(self) -> list[nn.Parameter]:
+        """Scales of the inputs that are learned, each once."""
+        scales = {id(layer.input_quantizer): layer.input_quantizer.scale for layer in self.layers}
+        return [scale for scale in scales.values() if scale.requires_grad]  # type: ignore[misc, union-attr]
+
+    def configure_optimizers(self) -> dict[str, object]:
+        """One Adam with a group per kind of variable; the rates of scales fall as a cosine."""
+        factors = [layer.weight_quantizer.log_factor for layer in self.layers]  # type: ignore[union-attr]
+        groups = [
+            (self.roundings, self.spec.rounding_lr, lambda step: 1.0),
+            (self.activation_scales, self.spec.activation_scale_lr, lambda step: cosine_to_zero(step, self.steps)),
+            ([f for f in factors if f is not None], self.spec.weight_scale_lr, lambda step: cosine_to_zero(step, self.steps)),
+        ]
+        groups = [group for group in groups if group[0]]
+        optimizer = torch.optim.Adam([{"params": params, "lr": rate} for params, rate, _ in groups])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [factor for _, _, factor in groups])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Let the quantizers draw QDrop's choices from this fit's generator."""
+        self.begin(self.device)
+
+    def begin(self, device: torch.device) -> None:
+        """Seed the generator on the device and switch QDrop on."""
+        self._own = torch.Generator(device).manual_seed(self.seed)
+        self._set_drop(self.spec.inner_drop)
+
+    def _set_drop(self, share: float) -> None:
+        for layer in self.layers:
+            layer.input_quantizer.drop, layer.input_quantizer.generator = share, self._own  # type: ignore[union-attr]
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], index: int) -> Tensor:
+        """Give reconstruction loss plus rounding penalty, on an input that mixes both paths (QDrop)."""
+        full_input, quantized_input, target = batch
+        if self.spec.input_drop > 0 and self.unit.start > 0:
+            from_full = torch.rand(full_input.shape, generator=self._own, device=full_input.device) < self.spec.input_drop
+            quantized_input = torch.where(from_full, full_input, quantized_input)
+        output = self.chain.run(quantized_input, self.unit.start, self.unit.stop)
+        loss = reconstruction_loss(output, target)
+        beta = penalty_beta(index, self.steps, self.spec)
+        if beta is None:
+            return loss
+        penalty = self.spec.penalty_weight * torch.stack([rounding_penalty(v, beta) for v in self.roundings]).sum()
+        self.last_penalty = penalty.detach()  # type: ignore[assignment]
+        return loss + penalty
+
+    @contextmanager
+    def _hard(self, weights: str) -> Iterator[None]:
+        self._set_drop(0.0)
+        switch(self.layers, weights, activations=True)  # type: ignore[arg-type]
+        yield
+        switch(self.layers, "soft", activations=True)  # type: ignore[arg-type]
+        self._set_drop(self.spec.inner_drop)
+
+    @torch.no_grad()
+    def hard_loss(self, data: PackData, weights: str = "settled") -> float:
+        """Give the output error with hard codes on the first samples of the cache, averaged over processes."""
+        count = min(EVALUATION_SAMPLES, len(data.target))
+        sums = torch.zeros(2, dtype=torch.float64)
+        with self._hard(weights):
+            for start in range(0, count, 64):
+                _, quantized_input, target = data.rows(slice(start, min(start + 64, count)))
+                output = self.chain.run(quantized_input, self.unit.start, self.unit.stop)
+                loss = reconstruction_loss(output, target).item()
+                sums += torch.tensor([loss * len(target), len(target)], dtype=torch.float64)
+        total, samples = all_reduce(sums)
+        return (total / samples).item()
+
+    def settled_share(self) -> float:
+        """Give the share of roundings within 0.05 of 0 or 1."""
+        return sum(int(settled(v)) for v in self.roundings) / max(1, sum(v.numel() for v in self.roundings))
+
+    def end(self) -> None:
+        """Forget the variables of the fit."""
+        self._set_drop(0.0)
+        for layer in self.layers:
+            layer.weight_quantizer.end_fit()  # type: ignore[operator, union-attr]
+            layer.input_quantizer.generator = None  # type: ignore[union-attr]
+            layer.input_quantizer.scale.requires_grad_(False)  # type: ignore[operator, union-attr]
+
+
+def loader(data: PackData, spec: ReconstructionSpec, steps: int, seed: int) -> DataLoader:
+    """Give the random batches of a fit as Lightning takes them."""
+    return DataLoader(RandomBatches(data, spec.batch_size, steps, seed), batch_size=None)

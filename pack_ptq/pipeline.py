@@ -1,0 +1,139 @@
+"""The steps of one run. Each leaves its result in the run folder and is not done again when the run resumes."""
+
+import json
+import time
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from pack_ptq.calibration import PASSES, set_ranges
+from pack_ptq.callbacks import BitAssignment, Evaluation, HessianScoring, Observation, Packing
+from pack_ptq.datamodules import PTQData
+from pack_ptq.distributed import barrier
+from pack_ptq.graph.chain import Chain
+from pack_ptq.graph.switch import switch
+from pack_ptq.modules.network import WholeNetwork
+from pack_ptq.quant.quantizers import WeightMode
+from pack_ptq.reconstruct import reconstruct
+from pack_ptq.runs import RunFolder
+from pack_ptq.states import put_ranges_state, put_unit_state, ranges_state, rest_state, unit_state
+from pack_ptq.trainers import make_trainer
+from pack_ptq.types import BitPlan, Hardware, Plan, Recipe, Unit, UnitResult
+
+
+class Pipeline:
+    """One network on its way, with what the steps share.
+
+    Args:
+        chain: The prepared network.
+        data: Its samples.
+        recipe: What to do.
+        evaluation: How to measure.
+        hardware: Where to run.
+        seed: Of all random choices.
+        folder: Where results go.
+        show: Whether to tell the user what happens.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        data: PTQData,
+        recipe: Recipe,
+        evaluation: Evaluation,
+        hardware: Hardware,
+        seed: int,
+        folder: RunFolder,
+        show: bool,
+    ) -> None:
+        self.chain, self.data, self.recipe, self.evaluation = chain, data, recipe, evaluation
+        self.hardware, self.seed, self.folder = hardware, seed, folder
+        self.is_first = rank_zero_only.rank == 0
+        self.show = show and self.is_first
+        self.logger = TensorBoardLogger(folder.path, name="", version="tensorboard")
+        self.device = torch.device("cpu")
+
+    def _say(self, message: str) -> None:
+        if self.show:
+            print(message, flush=True)
+
+    def start_processes(self) -> None:
+        """Start the other processes, if any, and find this one's device and share of the data."""
+        trainer = make_trainer(self.hardware, [], val_batches=1)
+        if self.hardware.devices > 1:
+            trainer.validate(WholeNetwork(self.chain), self.data, verbose=False)
+        self.device = trainer.strategy.root_device
+
+    def measure(self, what: str, weights: WeightMode) -> dict[str, float]:
+        """Measure the network with its weights in a mode; only full precision (`off`) keeps its activations."""
+        measured = json.loads(self.folder.measured.read_text()) if self.folder.measured.exists() else {}
+        if what not in measured:
+            self._say(f"measuring: {what.replace('_', ' ')}")
+            switch(self.chain.layers.values(), weights, activations=weights != "off")
+            make_trainer(self.hardware, [self.evaluation]).test(WholeNetwork(self.chain), self.data, verbose=False)
+            measured[what] = {**self.evaluation.values}
+            measured["num_samples"] = self.evaluation.num_samples
+            if self.is_first:
+                self.folder.write_json(self.folder.measured, measured)
+            switch(self.chain.layers.values(), "off", activations=False)
+            barrier()
+        return measured[what]
+
+    def plan(self, scoring: HessianScoring, packing: Packing, bits: BitAssignment) -> Plan:
+        """Observe ranges, score blocks, form packs and assign bits, and put the ranges in place."""
+        if not self.folder.calibration.exists():
+            self._decide(scoring, packing, bits)
+        barrier()
+        put_ranges_state(self.chain, self.folder.read_tensors(self.folder.calibration))
+        return Plan.from_json(json.loads(self.folder.plan.read_text()))
+
+    def _decide(self, scoring: HessianScoring, packing: Packing, bits: BitAssignment) -> None:
+        self._say("calibrating ranges")
+        calibration = sum(self._validate([Observation(what)], forward=True) for what in PASSES)
+        layers, recipe = self.chain.layers, self.recipe
+        uniform = BitPlan(dict.fromkeys(layers, recipe.weight.bits), dict.fromkeys(layers, recipe.activation.bits))
+        set_ranges(self.chain, uniform, recipe)
+        self._say("scoring blocks")
+        seconds = self._validate([scoring, packing, bits], forward=False, logger=self.logger)
+        assert scoring.scores is not None and bits.plan is not None
+        set_ranges(self.chain, bits.plan, recipe)
+        if self.is_first:
+            units, shape = tuple(packing.units), self.chain.input_shape
+            plan = Plan(scoring.scores, units, bits.plan, shape, {"calibration": calibration, "scoring": seconds})
+            self.folder.write_json(self.folder.plan, plan.to_json())
+            self.folder.write_tensors(self.folder.network, rest_state(self.chain))
+            self.folder.write_tensors(self.folder.calibration, ranges_state(self.chain))
+
+    def _validate(self, callbacks: list[L.Callback], forward: bool, logger: TensorBoardLogger | None = None) -> float:
+        began = time.perf_counter()
+        trainer = make_trainer(self.hardware, callbacks, logger)
+        trainer.validate(WholeNetwork(self.chain, forward), self.data, verbose=False)
+        return time.perf_counter() - began
+
+    def reconstruct(self, plan: Plan) -> list[UnitResult]:
+        """Reconstruct the units that no earlier run has finished."""
+        self.chain.network.to(self.device)
+        return reconstruct(
+            self.chain,
+            list(plan.units),
+            self.data.val_dataloader(),
+            self.recipe,
+            self.seed,
+            self.hardware,
+            self.logger,
+            self.folder.path,
+            self._load_unit,
+            self._save_unit,
+            self.show,
+        )
+
+    def _load_unit(self, index: int) -> UnitResult | None:
+        path = self.folder.pack(index)
+        return put_unit_state(self.chain, self.folder.read_tensors(path)) if path.exists() else None
+
+    def _save_unit(self, index: int, unit: Unit, result: UnitResult) -> None:
+        if self.is_first:
+            self.folder.write_tensors(self.folder.pack(index), unit_state(self.chain, unit, result))
+        barrier()

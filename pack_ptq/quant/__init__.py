@@ -1,0 +1,1 @@
+"""Numbers only: codes, ranges, rounding and the layers that use them."""

@@ -1,0 +1,68 @@
+"""Uniform affine quantization: real values to integer codes and back."""
+
+import torch
+from torch import Tensor
+
+
+def code_limits(bits: int, signed: bool) -> tuple[int, int]:
+    """Give the smallest and largest code: two's complement if `signed`, else from 0."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def affine_parameters(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Give scale and zero point for ranges, which are widened to hold 0.
+
+    Args:
+        low: Lower ends, any shape.
+        high: Upper ends, the same shape.
+        bits: 2 to 8.
+        symmetric: Signed codes with zero point 0, else unsigned codes with an integer zero point.
+
+    Returns:
+        Scale (positive; 1 where the range is empty) and zero point (integers stored as floats), in the shape of `low`.
+    """
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    smallest, largest = code_limits(bits, signed=symmetric)
+    scale = torch.maximum(-low / -smallest, high / largest) if symmetric else (high - low) / largest
+    # Subnormal scales would overflow in the division by them.
+    scale = torch.where(scale > torch.finfo(scale.dtype).tiny, scale, torch.ones_like(scale))
+    zero_point = torch.zeros_like(scale) if symmetric else (-low / scale).round().clamp(smallest, largest)
+    return scale, zero_point
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:
+    """Give the nearest codes of `x` as floats: `clip(round(x / s) + z)`."""
+    return (torch.round(x / scale) + zero_point).clamp(*limits)
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Give the real values that codes stand for: `s (q - z)`."""
+    return (codes - zero_point) * scale
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:
+    """Quantize and dequantize at once, without a useful gradient."""
+    return dequantize(quantize(x, scale, zero_point, limits), scale, zero_point)
+
+
+class LearnedStepQuantize(torch.autograd.Function):
+    """Fake quantization per tensor with LSQ's gradient for the scale (arXiv 1902.08153, eq. 3), without its rescaling.
+
+    Adam is blind to a constant factor on a gradient, so LSQ's `1 / sqrt(N Q_p)` would change nothing.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:  # type: ignore[override]  # noqa: D102
+        steps = x / scale
+        shifted = torch.round(steps).add_(zero_point)
+        codes = shifted.clamp(*limits)
+        inside = shifted == codes
+        codes.sub_(zero_point)
+        ctx.save_for_backward(inside, codes - torch.where(inside, steps, 0.0) if scale.requires_grad else None)
+        return codes.mul_(scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]  # noqa: D102
+        inside, scale_slope = ctx.saved_tensors
+        grad_scale = (grad * scale_slope).sum() if scale_slope is not None else None
+        return grad * inside, grad_scale, None, None

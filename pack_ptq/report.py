@@ -1,0 +1,87 @@
+"""What a run has cost and reached, as `report.json` and as a table."""
+
+import resource
+import sys
+from typing import Any
+
+import torch
+
+from pack_ptq.bits import average_activation_bits, average_weight_bits
+from pack_ptq.graph.chain import Chain
+from pack_ptq.types import BitPlan, Unit
+
+SCALE_BYTES, ZERO_POINT_BYTES = 4, 1
+
+
+def bit_summary(chain: Chain, units: list[Unit], plan: BitPlan) -> dict[str, Any]:
+    """Give average bits over the whole network and per unit, weighted by element counts."""
+
+    def averages(layers: list[str]) -> dict[str, float]:
+        weights = {path: chain.layers[path].weight.numel() for path in layers}
+        inputs = {path: chain.layers[path].input_elements for path in layers}
+        return {
+            "weight_average": average_weight_bits({p: plan.weight[p] for p in layers}, weights),
+            "activation_average": average_activation_bits({p: plan.activation[p] for p in layers}, inputs),
+        }
+
+    per_pack = [{"blocks": list(u.blocks), **averages(list(chain.layers_of(u.start, u.stop)))} for u in units]
+    return {**averages(list(chain.layers)), "per_pack": per_pack}
+
+
+def size_summary(chain: Chain, plan: BitPlan) -> dict[str, int]:
+    """Give bytes of the network: in float32 (BatchNorm folded), and as packed codes + scales + the rest."""
+    tensors = {id(t): t for t in (*chain.network.parameters(), *chain.network.buffers())}
+    total = rest = 0
+    own = set()
+    for layer in chain.layers.values():
+        own |= {id(t) for t in layer.weight_quantizer.buffers()} | {id(layer.weight), id(layer.input_quantizer.scale)}
+        own.add(id(layer.input_quantizer.zero_point))
+    rest = sum(t.nbytes for key, t in tensors.items() if key not in own)
+    total = rest + sum(layer.weight.nbytes for layer in chain.layers.values())
+    packed = 0
+    for path, layer in chain.layers.items():
+        packed += -(-layer.weight.numel() * plan.weight[path] // 8)
+        packed += layer.weight_quantizer.scale.numel() * SCALE_BYTES
+        packed += 0 if layer.weight_quantizer.signed else layer.weight_quantizer.scale.numel() * ZERO_POINT_BYTES
+    inputs = {id(layer.input_quantizer) for path, layer in chain.layers.items() if plan.activation[path] is not None}
+    packed += len(inputs) * (SCALE_BYTES + ZERO_POINT_BYTES)
+    return {"full_precision": total, "quantized": packed + rest}
+
+
+def peak_memory() -> int:
+    """Give the largest memory this process has held, in bytes; on a GPU the device's memory is added."""
+    # Linux counts kilobytes, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return memory + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
+def render(report: dict[str, Any], run_dir: str) -> str:
+    """Give the table that ends a run."""
+    metrics, bits, size, seconds = report["metrics"], report["bits"], report["size_bytes"], report["seconds"]
+    names = list(metrics["full_precision"])
+    rows = [["", *names, "weight bits", "activation bits", "size kB"]]
+    for key, title in (("full_precision", "full precision"), ("rounded_to_nearest", "rounded to nearest"), ("quantized", "quantized")):
+        low = key != "full_precision"
+        spent = [f"{bits['weight_average']:.2f}", f"{bits['activation_average']:.2f}"] if low else ["32", "32"]
+        kilobytes = size["quantized" if low else "full_precision"] / 1000
+        rows.append([title, *[f"{metrics[key][n]:.2f}" for n in names], *spent, f"{kilobytes:,.1f}"])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    rejected = [u["name"] for u in report["reconstruction"] if not u["accepted"]]
+    lines += [
+        "",
+        f"measured on {metrics['num_samples']} test samples with hard integer weights; protocol {report['protocol']}, "
+        f"profile {report['profile']}, seed {report['seed']}",
+        f"{len(report['packs'])} packs: " + " | ".join(" ".join(pack) for pack in report["packs"]),
+        f"seconds: calibration {seconds['calibration']:.1f}, scoring {seconds['scoring']:.1f}, "
+        f"reconstruction {seconds['reconstruction']['total']:.1f}, total {seconds['total']:.1f}; "
+        f"peak memory {report['peak_memory_bytes'] / 2**20:,.0f} MiB",
+    ]
+    if rejected:
+        lines.append(f"kept rounded to nearest, for reconstruction ended worse: {', '.join(rejected)}")
+    if report["left_out"]:
+        lines.append(f"left in full precision, for no call reaches them: {', '.join(report['left_out'])}")
+    lines += [f"run folder   {run_dir}", f"TensorBoard  tensorboard --logdir {run_dir}"]
+    return "\n".join(lines)

@@ -1,0 +1,24 @@
+"""How settings change over the steps of a fit."""
+
+import math
+
+from pack_ptq.types import ReconstructionSpec
+
+
+def penalty_beta(step: int, steps: int, spec: ReconstructionSpec) -> float | None:
+    """Give the exponent of the rounding penalty, which falls linearly; nothing before the penalty starts (METHOD P3)."""
+    start = spec.penalty_start * steps
+    if step < start:
+        return None
+    first, last = spec.beta
+    return first + (last - first) * min(1.0, (step - start) / max(1.0, steps - start))
+
+
+def cosine_to_zero(step: int, steps: int) -> float:
+    """Give the factor of a learning rate that falls from 1 to 0 as half a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
+
+
+def evaluation_steps(steps: int, count: int) -> set[int]:
+    """Give `count` step counts spread over the second half of a fit, its end among them."""
+    return {max(1, round(steps * (0.5 + 0.5 * (i + 1) / count))) for i in range(count)}

@@ -1,0 +1,274 @@
+"""Frozen records that cross between the rooms of the house; each checks itself and goes through JSON."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from pack_ptq.errors import refuse
+
+BITS = range(2, 9)
+
+
+class Record:
+    """JSON in and out for the frozen dataclasses below."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the record as plain dictionaries, lists, strings and numbers."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Build the record again from what `to_json` gave; records inside it must be built by the caller."""
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Preprocessing(Record):
+    """How a network wants its images.
+
+    Attributes:
+        image_size: Height and width in pixels after the crop.
+        mean: Per channel, for pixel values in [0, 1].
+        std: Per channel, for pixel values in [0, 1].
+        crop_ratio: Side of the crop over the side of the resized image, in (0, 1].
+        interpolation: Name in torchvision's `InterpolationMode`: nearest, bilinear, bicubic, lanczos.
+    """
+
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_ratio: float = 1.0
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True)
+class QuantizerSpec(Record):
+    """How numbers of one kind (weights or activations) become codes.
+
+    Attributes:
+        bits: Width of a code, 2 to 8.
+        observer: Where the range comes from: the extremes, a percentile, or the smallest L2.4 error (METHOD P3).
+        percentile: Share of the values kept inside the range by the `percentile` observer, in (50, 100].
+        per_channel: One scale per output channel (weights only) instead of one per tensor.
+    """
+
+    bits: int = 4
+    observer: Literal["minmax", "percentile", "mse"] = "mse"
+    percentile: float = 99.99
+    per_channel: bool = True
+
+    def check(self, key: str) -> None:
+        """Refuse values out of range, naming them below `key`.
+
+        Raises:
+            UserError: `bits` or `percentile` is out of range.
+        """
+        if self.bits not in BITS:
+            raise refuse(f"{key}.bits", self.bits, "2 to 8")
+        if not 50 < self.percentile <= 100:
+            raise refuse(f"{key}.percentile", self.percentile, "above 50 and at most 100")
+
+
+@dataclass(frozen=True)
+class ReconstructionSpec(Record):
+    """How one pack is fitted (METHOD P3).
+
+    Attributes:
+        steps: Optimisation steps per unit; without it the recipe's `budget` decides.
+        batch_size: Samples per step, taken from the activation cache.
+        rounding_lr: Adam's rate for AdaRound's variables.
+        activation_scale_lr: Adam's first rate for activation scales; cosine to 0; 0 keeps them fixed.
+        weight_scale_lr: The same for weight scales (relative to the scale); 0 keeps them fixed.
+        input_drop: Share of the pack's input elements taken from the full-precision path (QDrop), in [0, 1].
+        inner_drop: Share of the elements inside the pack that stay unquantized in a step (QDrop), in [0, 1].
+        penalty_weight: Weight of the rounding penalty.
+        penalty_start: Share of the steps before the penalty begins, in [0, 1).
+        beta: First and last exponent of the penalty.
+        evaluations: How often the hardened pack is measured while fitting; the best iterate is kept.
+        cache_bytes: Memory for cached activations; what does not fit goes into memory-mapped files.
+    """
+
+    steps: int | None = None
+    batch_size: int = 32
+    rounding_lr: float = 3e-3
+    activation_scale_lr: float = 1e-3
+    weight_scale_lr: float = 0.0
+    input_drop: float = 0.5
+    inner_drop: float = 0.5
+    penalty_weight: float = 0.01
+    penalty_start: float = 0.2
+    beta: tuple[float, float] = (20.0, 2.0)
+    evaluations: int = 4
+    cache_bytes: int = 4 * 2**30
+
+    def check(self, key: str) -> None:
+        """Refuse values out of range, naming them below `key`.
+
+        Raises:
+            UserError: A count is below 1 or a share outside [0, 1].
+        """
+        for name in ("steps", "batch_size", "evaluations", "cache_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise refuse(f"{key}.{name}", value, "1 or more")
+        for name in ("input_drop", "inner_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise refuse(f"{key}.{name}", getattr(self, name), "0 to 1")
+        if not 0 <= self.penalty_start < 1:
+            raise refuse(f"{key}.penalty_start", self.penalty_start, "at least 0 and below 1")
+        for name in ("rounding_lr", "activation_scale_lr", "weight_scale_lr", "penalty_weight"):
+            if getattr(self, name) < 0:
+                raise refuse(f"{key}.{name}", getattr(self, name), "0 or more")
+
+
+STEPS = {"fast": 500, "default": 2000, "best": 20000}
+
+
+@dataclass(frozen=True)
+class Recipe(Record):
+    """What is quantized to how many bits, and with how much effort.
+
+    Attributes:
+        weight: For weights.
+        activation: For the inputs of quantized layers; always per tensor.
+        protocol: Treatment of the first and last layer, as METHOD.md names it.
+        profile: `paper` has asymmetric weights; `deploy` has symmetric signed weights per channel and an int32 bias.
+        budget: Steps per unit where `reconstruction.steps` is not given: 500, 2000 or 20000.
+        reconstruction: Settings of the fit.
+    """
+
+    weight: QuantizerSpec = field(default_factory=QuantizerSpec)
+    activation: QuantizerSpec = field(default_factory=lambda: QuantizerSpec(per_channel=False))
+    protocol: Literal["first_last_8", "all", "boundary_high"] = "first_last_8"
+    profile: Literal["paper", "deploy"] = "paper"
+    budget: Literal["fast", "default", "best"] = "default"
+    reconstruction: ReconstructionSpec = field(default_factory=ReconstructionSpec)
+
+    def __post_init__(self) -> None:
+        self.weight.check("recipe.weight")
+        self.activation.check("recipe.activation")
+        self.reconstruction.check("recipe.reconstruction")
+        if self.activation.per_channel:
+            raise refuse("recipe.activation.per_channel", True, "false (runtimes want one scale per tensor)")
+        if self.profile == "deploy" and not self.weight.per_channel:
+            raise refuse("recipe.weight.per_channel", False, "true with recipe.profile deploy")
+
+    @property
+    def steps(self) -> int:
+        """Optimisation steps per unit."""
+        return self.reconstruction.steps or STEPS[self.budget]
+
+
+@dataclass(frozen=True)
+class Hardware(Record):
+    """Where the work runs.
+
+    Attributes:
+        accelerator: As Lightning names it.
+        devices: Number of processes, one per device.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
+    devices: int = 1
+
+    def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise refuse("hardware.devices", self.devices, "1 or more")
+
+
+@dataclass(frozen=True)
+class BlockScores(Record):
+    """What scoring found out about each block, averaged over all calibration samples (METHOD P1).
+
+    Attributes:
+        names: Of the blocks, in execution order.
+        scores: `S_b`, the estimated mean of the Hessian at the block's output.
+        loss_increase: `E[L_q^b]`, in nats.
+        squared_error: `E[dz^T dz]`, in squared units of the output.
+        num_samples: Samples that were averaged.
+    """
+
+    names: tuple[str, ...]
+    scores: tuple[float, ...]
+    loss_increase: tuple[float, ...]
+    squared_error: tuple[float, ...]
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Unit(Record):
+    """Links `start..stop-1` of the chain, reconstructed together: the stem, a pack of blocks, or the head."""
+
+    kind: Literal["stem", "pack", "head"]
+    blocks: tuple[str, ...]
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """First block, and the last one if there are several."""
+        return self.blocks[0] if len(self.blocks) == 1 else f"{self.blocks[0]}..{self.blocks[-1]}"
+
+
+@dataclass(frozen=True)
+class BitPlan(Record):
+    """Bits of every layer; `None` for an input that is not quantized.
+
+    Attributes:
+        weight: Bits of the weight by layer path.
+        activation: Bits of the input by layer path.
+    """
+
+    weight: dict[str, int]
+    activation: dict[str, int | None]
+
+
+@dataclass(frozen=True)
+class UnitResult(Record):
+    """How the reconstruction of a unit went.
+
+    Attributes:
+        name: Of the unit.
+        blocks: Names of its blocks.
+        steps: Optimisation steps that were made.
+        nearest_loss: Output error with weights rounded to nearest.
+        final_loss: Output error with the hard codes that are kept.
+        accepted: Whether the fit was better than rounding to nearest; if not, that is kept.
+        seconds: Time of the fit, caches included.
+    """
+
+    name: str
+    blocks: tuple[str, ...]
+    steps: int
+    nearest_loss: float
+    final_loss: float
+    accepted: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan(Record):
+    """What calibration has decided; `plan.json`.
+
+    Attributes:
+        scores: Of the blocks.
+        units: That tile the chain.
+        bits: Of every layer.
+        input_shape: Of one sample.
+        seconds: Time of calibration and scoring.
+    """
+
+    scores: BlockScores
+    units: tuple[Unit, ...]
+    bits: BitPlan
+    input_shape: tuple[int, ...]
+    seconds: dict[str, float]
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Build the plan with the records inside it."""
+        scores = {key: tuple(v) if isinstance(v, list) else v for key, v in values["scores"].items()}
+        units = tuple(Unit(**(unit | {"blocks": tuple(unit["blocks"])})) for unit in values["units"])
+        return cls(
+            BlockScores(**scores), units, BitPlan(**values["bits"]), tuple(values["input_shape"]), values["seconds"]
+        )
