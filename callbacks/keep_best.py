@@ -31,6 +31,6 @@ class KeepBest(L.Callback):
         if loss < self.loss:
             self.loss = loss
             self.kept = [
-                (*layer.weight_quantizer.hardened(), layer.input_quantizer.scale.detach().clone())  # type: ignore[operator, union-attr]
+                (*layer.weight_quantizer.hardened(), layer.input_quantizer.scale.detach().clone())
                 for layer in module.layers
             ]

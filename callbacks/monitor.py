@@ -34,7 +34,7 @@ class ReconstructionMonitor(L.Callback):
             "penalty": penalty,
             "settled": module.settled_share(),
         }
-        values |= {f"activation_scale/{i}": float(scale) for i, scale in enumerate(module.activation_scales)}
+        values |= {f"activation_scale/{i}": float(scale.detach()) for i, scale in enumerate(module.activation_scales)}
         trainer.logger.log_metrics({f"{module.label}/{k}": v for k, v in values.items()}, step=batch_idx)
 
     def on_fit_end(self, trainer: L.Trainer, module: PackReconstruction) -> None:  # type: ignore[override]

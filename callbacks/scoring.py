@@ -33,7 +33,13 @@ class HessianScoring(L.Callback):
         self._scorer = HessianScorer(module.chain, *inner_links(module.chain), self.loss, data.task_loss)
 
     def on_validation_batch_end(  # type: ignore[override]
-        self, trainer: L.Trainer, module: WholeNetwork, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: L.Trainer,
+        module: WholeNetwork,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Add one batch."""
         assert self._scorer is not None
@@ -41,7 +47,7 @@ class HessianScoring(L.Callback):
         if self.loss == "task" and bool((label < 0).any()):
             raise UserError("scoring.init_args.loss is 'task', but calibration samples lack labels; allowed: 'kl'")
         if self.num_samples is not None:
-            share = -(-self.num_samples // trainer.world_size) - self._scorer.num_samples
+            share = -(-(self.num_samples - trainer.global_rank) // trainer.world_size) - self._scorer.num_samples
             x, label = x[: max(0, share)], label[: max(0, share)]
         if len(x):
             self._scorer.update(x, label)

@@ -1,0 +1,1 @@
+"""Shipped configurations; `pack-ptq configs` lists them."""

@@ -72,6 +72,8 @@ class ImageFolderData(PTQData):
         self.classes = None if classes is None else Path(classes)
         self.num_calibration, self.calibration_seed = num_calibration, calibration_seed
         self.on_corrupt = on_corrupt
+        self.image_size, self.mean, self.std = image_size, mean, std
+        self.crop_ratio, self.interpolation = crop_ratio, interpolation
         self.user_preprocessing = UserPreprocessing(image_size, mean, std, crop_ratio, interpolation)
         self.network_preprocessing: Preprocessing | None = None
 

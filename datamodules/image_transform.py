@@ -1,5 +1,6 @@
 """From an RGB image to the network's input: whose wishes count, and the steps."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -88,7 +89,8 @@ def image_transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Ten
     The shorter side is resized, up or down, to the longer side of the crop over the crop ratio, rounded to pixels;
     then come the centre crop, values in [0, 1] and the normalization.
     """
-    side = round(max(preprocessing.image_size) / preprocessing.crop_ratio)
+    # Rounded down as timm does it; the margin keeps 224 / (224 / 232) at 232.
+    side = math.floor(max(preprocessing.image_size) / preprocessing.crop_ratio + 1e-6)
     return v2.Compose(
         [
             v2.Resize(side, interpolation=v2.InterpolationMode(preprocessing.interpolation), antialias=True),

@@ -1,13 +1,13 @@
 """Post-training quantization of vision networks by Pack-PTQ."""
 
 from pack_ptq.api import evaluate, load, quantize, read_report
+from pack_ptq.bits import plan_bits
 from pack_ptq.calibration import observe, set_ranges
 from pack_ptq.errors import UserError
 from pack_ptq.graph.prepare import prepare
 from pack_ptq.hessian import score_blocks
 from pack_ptq.models import ModelSource
 from pack_ptq.packing import fixed_packs, hessian_packs, inner_links, random_packs, tile_units
-from pack_ptq.bits import plan_bits
 from pack_ptq.reconstruct import reconstruct
 from pack_ptq.types import Hardware, QuantizerSpec, Recipe, ReconstructionSpec
 

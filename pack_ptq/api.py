@@ -1,5 +1,6 @@
 """The whole story: a trained network and calibration samples in, a measured low-bit network out."""
 
+import copy
 import json
 import time
 from dataclasses import asdict
@@ -10,7 +11,6 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -22,12 +22,14 @@ from pack_ptq.errors import refuse
 from pack_ptq.graph.prepare import Prepared, prepare
 from pack_ptq.graph.switch import switch
 from pack_ptq.models import LoadedModel, ModelSource
+from pack_ptq.models.finite import check_activations, check_finite
 from pack_ptq.modules.network import WholeNetwork
 from pack_ptq.pipeline import Pipeline
+from pack_ptq.reconstruct import check_cache
 from pack_ptq.report import bit_summary, peak_memory, render, size_summary
 from pack_ptq.runs import RunFolder, network_digest
 from pack_ptq.states import put_rest_state, put_unit_state
-from pack_ptq.trainers import make_trainer
+from pack_ptq.trainers import check_hardware, is_first_process, make_trainer
 from pack_ptq.types import Hardware, Plan, Preprocessing, Recipe, UnitResult
 
 PACKAGES = ("pack-ptq", "torch", "torchvision", "lightning", "torchmetrics", "timm")
@@ -77,16 +79,22 @@ def quantize(
     bits.recipe = recipe
     if seed < 0:
         raise refuse("seed", seed, "0 or more")
+    check_hardware(hardware)
     L.seed_everything(seed, verbose=False)
-    is_object = isinstance(model, nn.Module)
-    loaded = LoadedModel(model, getattr(model, "preprocessing", None)) if isinstance(model, nn.Module) else model.load()
+    if isinstance(model, nn.Module):
+        loaded, blocks = LoadedModel(model, getattr(model, "preprocessing", None)), None
+        check_finite(model)
+    else:
+        loaded, blocks = model.load(), model.blocks
     data.use_preprocessing(loaded.preprocessing)
     data.check()
-    prepared = prepare_for(loaded.network, data, None if is_object else model.blocks)  # type: ignore[union-attr]
+    check_shares(data, hardware)
+    prepared = prepare_for(loaded.network, data, blocks)
+    check_cache(prepared.chain, data.batch_size, recipe.reconstruction.cache_bytes)
     parts = {"scoring": scoring, "packing": packing, "bits": bits, "evaluation": evaluation}
     config = configuration(model, data, recipe, parts, hardware, seed)
     folder = RunFolder(run_dir or default_run_dir(config))
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         digests = {"model": network_digest(loaded.network), "data": data.fingerprint()}
         folder.claim({"config": config, **digests})
     if folder.report.exists():
@@ -101,7 +109,7 @@ def quantize(
     metrics = {"full_precision": full, "rounded_to_nearest": nearest, "quantized": final}
     metrics["num_samples"] = json.loads(folder.measured.read_text())["num_samples"]
     report = compose_report(config, prepared, plan, results, metrics, pipeline.device, time.perf_counter() - began)
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         folder.write_json(folder.report, report)
         pipeline.logger.experiment.add_text("report", f"<pre>{render(report, str(folder.path))}</pre>")
         pipeline.logger.finalize("success")
@@ -143,10 +151,25 @@ def prepare_for(network: nn.Module, data: PTQData, blocks: str | list[str] | Non
     """
     dataset: Any = data.calibration_dataset()
     example = default_collate([dataset[i][0] for i in range(min(2, len(dataset)))])
-    prepared = prepare(network.cpu(), example, blocks)
+    if any(t.device.type != "cpu" for t in (*network.parameters(), *network.buffers())):
+        network = copy.deepcopy(network).cpu()  # the user's own stays where it is
+    check_activations(network, example)
+    prepared = prepare(network, example, blocks)
     with torch.no_grad():
         data.check_output(prepared.chain.network(example))
     return prepared
+
+
+def check_shares(data: PTQData, hardware: Hardware) -> None:
+    """Refuse more processes than there are samples, for one without any would wait for ever.
+
+    Raises:
+        UserError: There are too few calibration or test samples.
+    """
+    datasets: list[Any] = [data.calibration_dataset(), data.test_dataset()]
+    samples = min(len(dataset) for dataset in datasets)
+    if hardware.devices > samples:
+        raise refuse("hardware.devices", hardware.devices, f"1 to {samples}, the number of samples")
 
 
 def compose_report(
@@ -267,9 +290,11 @@ def evaluate(
         network: As for `load`.
     """
     evaluation = evaluation or Evaluation()
+    check_hardware(hardware or Hardware())
     prepared, preprocessing = load_prepared(run_dir, network)
     data.use_preprocessing(preprocessing)
     data.check()
+    check_shares(data, hardware or Hardware())
     data.check_output(prepared.chain.network(torch.zeros(1, *prepared.chain.input_shape)))
     make_trainer(hardware or Hardware(), [evaluation]).test(WholeNetwork(prepared.chain), data, verbose=False)
     return evaluation.values

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pack_ptq.distributed import all_reduce
-from pack_ptq.errors import UserError
+from pack_ptq.errors import UserError, refuse
 from pack_ptq.graph.chain import Chain
 from pack_ptq.types import BitPlan, Recipe
 
@@ -30,8 +30,11 @@ def merge_observers(chain: Chain, what: str) -> None:
     seen = set()
     for path, observer in observers.items():
         if what == "extremes":
-            observer.low, observer.high = all_reduce(observer.low, "min"), all_reduce(observer.high, "max")
-            if torch.isnan(observer.low) or (observer.high.isinf() and observer.high > 0) or observer.low == -torch.inf:
+            # A minimum over processes need not hand on NaN, but it does infinity.
+            low, high = observer.low.nan_to_num(-torch.inf, torch.inf, -torch.inf), observer.high
+            high = high.nan_to_num(torch.inf, torch.inf, -torch.inf)
+            observer.low, observer.high = all_reduce(low, "min"), all_reduce(high, "max")
+            if observer.low == -torch.inf or observer.high == torch.inf:
                 raise UserError(f"the input of layer {path} holds NaN or infinity; allowed: finite activations")
         elif id(observer) not in seen:
             observer.histogram = all_reduce(observer.histogram)
@@ -45,7 +48,12 @@ def observe(chain: Chain, batches: Iterable[Tensor]) -> None:
     Args:
         chain: The prepared network; its quantizers stay off.
         batches: Inputs of shape (batch, ...); iterated twice, so no generator.
+
+    Raises:
+        UserError: `batches` can be iterated only once, or a layer's input holds NaN or infinity.
     """
+    if iter(batches) is batches:
+        raise refuse("batches", type(batches).__name__, "what can be iterated twice, such as a list or a DataLoader")
     for what in PASSES:
         watch(chain, what)
         for batch in batches:

@@ -1,26 +1,34 @@
 """The command line: a dictionary of typed functions, read by jsonargparse."""
 
+import errno
+import inspect
 import logging
 import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import jsonargparse
-import yaml
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+import torch.distributed as dist
 
 from pack_ptq import api
 from pack_ptq.callbacks import BitAssignment, Evaluation, HessianPacking, HessianScoring, Packing, UniformBits
 from pack_ptq.datamodules import PTQData
+from pack_ptq.distributed import world
 from pack_ptq.errors import UserError, refuse
 from pack_ptq.models import ModelSource
+from pack_ptq.parse_errors import reword
 from pack_ptq.report import render
-from pack_ptq.runs import RunFolder
+from pack_ptq.trainers import is_first_process
 from pack_ptq.types import Hardware, Recipe
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # TensorBoard's writer raises these as they are
+PATIENCE = 10.0  # seconds
 
 
 def quantize(
@@ -53,7 +61,7 @@ def quantize(
     result = api.quantize(
         model, data, recipe, scoring, packing, bits, evaluation, hardware, seed, folder, show=True
     )  # fmt: skip
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         print(render(result, folder))
 
 
@@ -69,7 +77,8 @@ def evaluate(run_dir: str, hardware: Hardware = Hardware()) -> None:  # noqa: B0
     parser.add_argument("--data", type=PTQData)
     data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
     values = api.evaluate(run_dir, data, hardware=hardware)
-    print("  ".join(f"{name} {value:.2f}" for name, value in values.items()))
+    if is_first_process():
+        print("  ".join(f"{name} {value:.2f}" for name, value in values.items()))
 
 
 def report(run_dir: str) -> None:
@@ -113,7 +122,9 @@ def config_file(name: str) -> str:
 
 def build_parser() -> jsonargparse.ArgumentParser:
     """Build the parser of all commands."""
-    parser = jsonargparse.ArgumentParser(prog="pack-ptq", description="Post-training quantization by Pack-PTQ.", exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(
+        prog="pack-ptq", description="Post-training quantization by Pack-PTQ.", exit_on_error=False
+    )
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
         sub = jsonargparse.ArgumentParser(description=(function.__doc__ or "").splitlines()[0], exit_on_error=False)
@@ -124,6 +135,16 @@ def build_parser() -> jsonargparse.ArgumentParser:
         sub.add_function_arguments(function, as_positional=False, skip={"model"})
         commands.add_subcommand(name, sub, help=(function.__doc__ or "").splitlines()[0])
     return parser
+
+
+def _keys(arguments: list[str]) -> list[str]:
+    function = COMMANDS.get(arguments[0] if arguments else "")
+    if function is None:
+        return list(COMMANDS)
+    keys = list(inspect.signature(function).parameters)
+    if function is quantize:
+        keys += ["config", *(f"model.{name}" for name in inspect.signature(ModelSource).parameters)]
+    return keys
 
 
 def _with_config_files(arguments: list[str]) -> list[str]:
@@ -147,7 +168,7 @@ def run(arguments: list[str]) -> None:
         config = parser.parse_args(_with_config_files(arguments))
         chosen = parser.instantiate_classes(config)
     except jsonargparse.ArgumentError as error:
-        raise UserError(str(error)) from error
+        raise UserError(reword(str(error), _keys(arguments))) from error
     values = dict(chosen[chosen.command])
     values.pop("config", None)
     COMMANDS[chosen.command](**values)
@@ -159,8 +180,34 @@ def main(arguments: list[str] | None = None) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", module="lightning.*")
+    threading.excepthook = _quiet_thread
     try:
         run(sys.argv[1:] if arguments is None else arguments)
+        if world()[1] > 1:
+            dist.destroy_process_group()
     except UserError as error:
-        print(f"pack-ptq: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _tell(str(error))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _tell(f"run_dir: {error.strerror}; allowed: a folder on a disk with room")
+
+
+def _tell(message: str) -> NoReturn:
+    """End with a message; a further process stays silent if the first one, its parent, ends as well and has told."""
+    parent, waited = os.getppid(), 0.0
+    while not is_first_process() and os.getppid() == parent and waited < PATIENCE:
+        time.sleep(0.1)
+        waited += 0.1
+    if is_first_process() or waited >= PATIENCE:
+        print(f"pack-ptq: {message}", file=sys.stderr, flush=True)
+    if world()[1] > 1:
+        sys.stdout.flush()
+        os._exit(2)  # the other processes may wait in a collective, on which an orderly end would wait, or abort
+    raise SystemExit(2) from None
+
+
+def _quiet_thread(failure: threading.ExceptHookArgs) -> None:
+    """Leave it to `main` to tell that TensorBoard's thread found the disk full."""
+    if not isinstance(failure.exc_value, OSError) or failure.exc_value.errno not in NO_ROOM:
+        threading.__excepthook__(failure)

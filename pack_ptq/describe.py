@@ -20,7 +20,9 @@ def describe(part: Any) -> dict[str, Any]:
     """
     names = inspect.signature(type(part).__init__).parameters
     values = {name: getattr(part, name) for name in names if name != "self" and hasattr(part, name)}
-    module = next((package for package in SHORT if type(part).__module__.startswith(f"{package}.")), type(part).__module__)
+    module = next(
+        (package for package in SHORT if type(part).__module__.startswith(f"{package}.")), type(part).__module__
+    )
     return {
         "class_path": f"{module}.{type(part).__qualname__}",
         "init_args": {name: _plain(value) for name, value in values.items() if _is_plain(value)},

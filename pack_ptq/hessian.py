@@ -47,8 +47,7 @@ class HessianScorer:
             values = {self.start: x, **found} if self.start == 0 else found
             slopes = dict.fromkeys(range(self.start + 1, self.stop + 1))
             if self.loss == "task":
-                assert self.task_loss is not None and label is not None
-                losses = self.task_loss(found[end], label)
+                losses = self._labelled_loss(found[end], label)
                 slopes = dict(zip(slopes, torch.autograd.grad(losses.sum(), [values[i] for i in slopes]), strict=True))
         with torch.no_grad():
             for link in range(self.start, self.stop):
@@ -64,11 +63,15 @@ class HessianScorer:
         if self.loss == "kl":
             increase = kl_from_full_precision(logits.double(), reference.double())
         else:
-            assert self.task_loss is not None and label is not None
-            increase = self.task_loss(logits, label) - self.task_loss(reference, label)
+            increase = self._labelled_loss(logits, label) - self._labelled_loss(reference, label)
         first_order = (change * slope.double().flatten(1)).sum() if slope is not None else change.new_zeros(())
         sums = torch.stack([increase.double().sum(), first_order, change.square().sum()])
         self.sums[:, link - self.start] += sums.cpu()
+
+    def _labelled_loss(self, output: Tensor, label: Tensor | None) -> Tensor:
+        if self.task_loss is None or label is None:
+            raise ValueError("the loss 'task' needs task_loss and labels")
+        return self.task_loss(output, label)
 
     def compute(self) -> BlockScores:
         """Merge over processes and give the scores."""
@@ -81,9 +84,13 @@ class HessianScorer:
 
 
 def score_blocks(
-    chain: Chain, batches: Iterable[Tensor | tuple[Tensor, Tensor]], start: int, stop: int, loss: Literal["kl", "task"] = "kl",
+    chain: Chain,
+    batches: Iterable[Tensor | tuple[Tensor, Tensor]],
+    start: int,
+    stop: int,
+    loss: Literal["kl", "task"] = "kl",
     task_loss: TaskLoss | None = None,
-) -> BlockScores:  # fmt: skip
+) -> BlockScores:
     """Score the blocks `start..stop-1` over batches of inputs, or of (inputs, labels); see `HessianScorer`."""
     scorer = HessianScorer(chain, start, stop, loss, task_loss)
     for batch in batches:

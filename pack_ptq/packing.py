@@ -12,8 +12,8 @@ Packs = list[tuple[int, int]]
 def hessian_packs(scores: list[float], max_blocks: int | None = None) -> Packs:
     """Pack blocks by their Hessian scores (METHOD P2).
 
-    The lowest score in the scope starts the last pack; then the blocks before it are the scope. So a block starts a pack
-    if and only if its score is below every earlier one.
+    The lowest score in the scope starts the last pack; then the blocks before it are the scope. So a block starts a
+    pack if and only if its score is below every earlier one.
 
     Args:
         scores: `S_b` per block, in execution order.

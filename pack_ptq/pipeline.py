@@ -6,7 +6,6 @@ import time
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from pack_ptq.calibration import PASSES, set_ranges
 from pack_ptq.callbacks import BitAssignment, Evaluation, HessianScoring, Observation, Packing
@@ -19,7 +18,7 @@ from pack_ptq.quant.quantizers import WeightMode
 from pack_ptq.reconstruct import reconstruct
 from pack_ptq.runs import RunFolder
 from pack_ptq.states import put_ranges_state, put_unit_state, ranges_state, rest_state, unit_state
-from pack_ptq.trainers import make_trainer
+from pack_ptq.trainers import is_first_process, make_trainer
 from pack_ptq.types import BitPlan, Hardware, Plan, Recipe, Unit, UnitResult
 
 
@@ -50,7 +49,7 @@ class Pipeline:
     ) -> None:
         self.chain, self.data, self.recipe, self.evaluation = chain, data, recipe, evaluation
         self.hardware, self.seed, self.folder = hardware, seed, folder
-        self.is_first = rank_zero_only.rank == 0
+        self.is_first = is_first_process()
         self.show = show and self.is_first
         self.logger = TensorBoardLogger(folder.path, name="", version="tensorboard")
         self.device = torch.device("cpu")
@@ -97,7 +96,8 @@ class Pipeline:
         set_ranges(self.chain, uniform, recipe)
         self._say("scoring blocks")
         seconds = self._validate([scoring, packing, bits], forward=False, logger=self.logger)
-        assert scoring.scores is not None and bits.plan is not None
+        assert scoring.scores is not None
+        assert bits.plan is not None
         set_ranges(self.chain, bits.plan, recipe)
         if self.is_first:
             units, shape = tuple(packing.units), self.chain.input_shape

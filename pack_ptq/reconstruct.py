@@ -31,6 +31,23 @@ def derived_seed(seed: int, unit: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{unit}/{rank}".encode()).digest()[:7], "big")
 
 
+def check_cache(chain: Chain, batch_size: int, limit: int) -> None:
+    """Refuse a cache budget below one batch of any boundary of the chain, before any work starts.
+
+    Args:
+        chain: The prepared network.
+        batch_size: Samples of one calibration batch.
+        limit: Bytes of the budget.
+
+    Raises:
+        UserError: One batch is larger than the limit; the message names the bytes that the largest one takes.
+    """
+    boundaries = [chain.trace.calls[element.stop].output for element in chain.elements]
+    batches = [torch.empty(shape.at(batch_size), dtype=shape.dtype, device="meta") for shape in boundaries]
+    batches.append(torch.empty((batch_size, *chain.input_shape), device="meta"))
+    MemoryBudget(limit).check_batch(max(batches, key=lambda batch: batch.nbytes))
+
+
 def reconstruct_unit(
     chain: Chain,
     unit: Unit,
@@ -65,16 +82,16 @@ def reconstruct_unit(
     callbacks = [best, ReconstructionMonitor(), *([progress] if progress else [])]
     trainer = make_trainer(hardware, callbacks, logger, max_steps=steps)
     trainer.fit(module, loader(data, spec, steps, seed))
-    accepted = best.loss <= nearest_loss
+    accepted = bool(best.kept) and best.loss <= nearest_loss  # nothing is kept of a fit whose losses overflow
     chain.network.to(data.target.budget.device)  # Lightning has moved the unit to the CPU
     for index, layer in enumerate(module.layers):
-        quantizer: Any = layer.weight_quantizer
+        quantizer = layer.weight_quantizer
         if accepted:
             codes, scale, input_scale = best.kept[index]
         else:
             codes, scale, input_scale = quantizer.nearest_codes(layer.weight), quantizer.scale, started_at[index]
-        quantizer.set_codes(codes.to(layer.weight.device), scale.to(layer.weight.device))  # type: ignore[union-attr]
-        layer.input_quantizer.scale.data = input_scale.to(layer.weight.device)  # type: ignore[union-attr, arg-type]
+        quantizer.set_codes(codes.to(layer.weight.device), scale.to(layer.weight.device))
+        layer.input_quantizer.scale.data = input_scale.to(layer.weight.device)
     module.end()
     loss = best.loss if accepted else nearest_loss
     return UnitResult(unit.name, unit.blocks, steps, nearest_loss, loss, accepted, time.perf_counter() - began)
@@ -130,16 +147,11 @@ def reconstruct(
                 of_unit = derived_seed(seed, index, world()[0])
                 result = reconstruct_unit(chain, unit, data, recipe, of_unit, hardware, logger, progress, label)
                 save(index, unit, result)
-                if not result.accepted and show:
-                    progress.units.write(
-                        f"{unit.name}: reconstruction ended worse than rounding to nearest "
-                        f"(output error above {result.nearest_loss:.4g}); rounding to nearest is kept"
-                    )
             switch(chain.layers_of(unit.start, unit.stop).values(), "off", activations=False)
             caches.advance(unit)
         assert result is not None
         results.append(result)
-        progress.finish(unit)
+        progress.finish(result, is_new=index not in finished)
     progress.close()
     switch(chain.layers.values(), "hard", activations=True)
     return results

@@ -61,13 +61,20 @@ def render(report: dict[str, Any], run_dir: str) -> str:
     metrics, bits, size, seconds = report["metrics"], report["bits"], report["size_bytes"], report["seconds"]
     names = list(metrics["full_precision"])
     rows = [["", *names, "weight bits", "activation bits", "size kB"]]
-    for key, title in (("full_precision", "full precision"), ("rounded_to_nearest", "rounded to nearest"), ("quantized", "quantized")):
+    for key, title in (
+        ("full_precision", "full precision"),
+        ("rounded_to_nearest", "rounded to nearest"),
+        ("quantized", "quantized"),
+    ):
         low = key != "full_precision"
         spent = [f"{bits['weight_average']:.2f}", f"{bits['activation_average']:.2f}"] if low else ["32", "32"]
         kilobytes = size["quantized" if low else "full_precision"] / 1000
         rows.append([title, *[f"{metrics[key][n]:.2f}" for n in names], *spent, f"{kilobytes:,.1f}"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
     lines.insert(1, "  ".join("-" * w for w in widths))
     rejected = [u["name"] for u in report["reconstruction"] if not u["accepted"]]
     lines += [

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import torch
 import yaml
 from torch import nn
 
-from pack_ptq.errors import UserError
+from pack_ptq.cache import CACHE_FILE
+from pack_ptq.errors import UserError, refuse
 
 TEMPORARY = ".partial-"
 
@@ -26,16 +26,18 @@ def atomic_write(path: Path, content: bytes) -> None:
     name = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=TEMPORARY, delete=False) as file:
-            name = file.name
+        name = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+        with name.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
     except OSError as error:
         if name is not None:
-            Path(name).unlink(missing_ok=True)
-        raise UserError(f"run_dir: {path} cannot be written: {error.strerror}; allowed: a writable folder with room") from error
+            name.unlink(missing_ok=True)
+        raise UserError(
+            f"run_dir: {path} cannot be written: {error.strerror}; allowed: a writable folder with room"
+        ) from error
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -89,20 +91,31 @@ class RunFolder:
             UserError: The folder belongs to another run; the message names the keys that differ.
         """
         identity = json.loads(json.dumps(identity))
+        if self.path.exists() and not self.path.is_dir():
+            raise refuse("run_dir", str(self.path), "a folder")
         if self.identity.exists():
             self._compare(json.loads(self.identity.read_text()), identity)
         elif self.path.exists() and any(p for p in self.path.iterdir() if not p.name.startswith(TEMPORARY)):
-            raise UserError(f"run_dir is {str(self.path)!r}, which holds files of something else; allowed: a new or empty folder")
-        for left in self.path.rglob(f"{TEMPORARY}*"):
-            left.unlink(missing_ok=True)
+            raise UserError(
+                f"run_dir is {str(self.path)!r}, which holds files of something else; allowed: a new or empty folder"
+            )
+        for pattern in (f"{TEMPORARY}*", f"{CACHE_FILE}*"):
+            for left in self.path.rglob(pattern):
+                left.unlink(missing_ok=True)
+        # The identity comes first: a folder without it is nobody's, and a run killed in between is still known.
         if not self.identity.exists():
-            atomic_write(self.config, yaml.safe_dump(identity["config"], sort_keys=False).encode())
             self.write_json(self.identity, identity)
+        if not self.config.exists():
+            atomic_write(self.config, yaml.safe_dump(identity["config"], sort_keys=False).encode())
 
     def _compare(self, there: dict[str, Any], now: dict[str, Any]) -> None:
         old, new = flatten(there["config"]), flatten(now["config"])
         differ = [f"{k} ({old.get(k)!r} there, {new.get(k)!r} now)" for k in {**old, **new} if old.get(k) != new.get(k)]
-        differ += [f"{what} (other {of})" for what, of in (("model", "weights"), ("data", "samples")) if there[what] != now[what]]
+        differ += [
+            f"{what} (other {of})"
+            for what, of in (("model", "weights"), ("data", "samples"))
+            if there[what] != now[what]
+        ]
         if differ:
             raise UserError(
                 f"run_dir is {str(self.path)!r}, a folder of another run: {', '.join(differ)}; "

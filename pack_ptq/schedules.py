@@ -6,7 +6,7 @@ from pack_ptq.types import ReconstructionSpec
 
 
 def penalty_beta(step: int, steps: int, spec: ReconstructionSpec) -> float | None:
-    """Give the exponent of the rounding penalty, which falls linearly; nothing before the penalty starts (METHOD P3)."""
+    """Give the exponent of the rounding penalty, which falls linearly; none before the penalty starts (METHOD P3)."""
     start = spec.penalty_start * steps
     if step < start:
         return None

@@ -1,9 +1,32 @@
 """The one place where Trainers are made."""
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from pack_ptq.errors import refuse
 from pack_ptq.types import Hardware
+
+
+def is_first_process() -> bool:
+    """Tell whether this process writes files and speaks to the user; also right before Lightning starts the others."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def check_hardware(hardware: Hardware) -> None:
+    """Refuse devices that this machine does not have, before any work starts.
+
+    Raises:
+        UserError: Lightning finds no such accelerator, or fewer devices.
+    """
+    try:
+        make_trainer(hardware, [])
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        found = "auto, cpu" + (f", gpu with devices of 1 to {count}" if (count := torch.cuda.device_count()) else "")
+        wanted = f"{hardware.accelerator} with hardware.devices {hardware.devices}"
+        raise refuse("hardware.accelerator", wanted, f"{found} ({error})") from error
 
 
 def make_trainer(

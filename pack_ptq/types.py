@@ -267,7 +267,7 @@ class Plan(Record):
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Build the plan with the records inside it."""
-        scores = {key: tuple(v) if isinstance(v, list) else v for key, v in values["scores"].items()}
+        scores: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["scores"].items()}
         units = tuple(Unit(**(unit | {"blocks": tuple(unit["blocks"])})) for unit in values["units"])
         return cls(
             BlockScores(**scores), units, BitPlan(**values["bits"]), tuple(values["input_shape"]), values["seconds"]

@@ -57,7 +57,9 @@ def find_cuts(trace: Trace, in_place: bool) -> list[int]:
     for index, call in enumerate(trace.calls):
         if not call.inputs or call.kind == "other":
             continue
-        if reach <= index and isinstance(call.output, Shape) and (call.single or in_place):
+        # A value whose first dimension is not the batch, as images in time, does not tell the size of the batch.
+        by_sample = isinstance(call.output, Shape) and call.output.dims[:1] == ((2, 3),)
+        if reach <= index and by_sample and (call.single or in_place):
             cuts.append(index)
         reach = max(reach, last_use.get(index, -1))
     return [cut for cut in cuts if cut <= trace.output]
@@ -80,7 +82,9 @@ def find_chain(trace: Trace, override: str | list[str] | None = None, in_place: 
         groups = _merge(groups, _named_blocks(trace, groups, override))
     else:
         if len(groups) == 1 and len(groups[0].layers) > PLAIN_BLOCK_LAYERS:
-            raise UserError(f"the network has no inner value that all its data passes through, so no chain of blocks; {HINT}")
+            raise UserError(
+                f"the network has no inner value that all its data passes through, so no chain of blocks; {HINT}"
+            )
         groups = _merge(groups, group_layers(trace, groups))
     return _elements(trace, cuts, groups)
 
@@ -113,9 +117,9 @@ def _covered(span: ModuleSpan, groups: list[_Group]) -> list[_Group] | None:
 def group_layers(trace: Trace, groups: list[_Group]) -> list[ModuleSpan]:
     """Choose the modules that are blocks.
 
-    1. A module that holds exactly one group of several layers (a residual block) is a block, unless the group is a gate.
+    1. A module with exactly one group of several layers (a residual block) is a block, unless the group is a gate.
     2. Every module of the same class is one too, such as the blocks of MobileNetV2 without a shortcut.
-    3. So is any other module of 2 to 4 layers with a forward of its own (no `nn.Sequential`) that has none of these inside.
+    3. So is any other module of 2 to 4 layers with a forward of its own (no `nn.Sequential`) and no block inside.
 
     Every other layer is a block by itself.
     """
@@ -151,13 +155,18 @@ def _named_blocks(trace: Trace, groups: list[_Group], override: str | list[str])
         wanted = "" if pattern == "." else pattern
         spans = [span for span in trace.spans if fnmatchcase(span.path, wanted) and (span.path or not wanted)]
         if not spans:
-            raise UserError(f"model.blocks is {pattern!r}, which no called module matches; allowed: names as in named_modules()")
+            raise UserError(
+                f"model.blocks is {pattern!r}, which no called module matches; allowed: names as in named_modules()"
+            )
+        if any(sign in pattern for sign in "*?["):  # `*` matches dots too, but what lies inside a match is not meant
+            holds_layers = [s for s in spans if any(s.first <= g.last and g.first <= s.last for g in groups)]
+            paths = [f"{s.path}." for s in holds_layers]
+            spans = [s for s in holds_layers if not s.path.startswith(tuple(paths))] or spans
         for span in spans:
-            inside = _covered(span, groups)
-            if inside is None:
+            if _covered(span, groups) is None:
                 raise UserError(
-                    f"model.blocks is {pattern!r}, but {span.path!r} cannot be a block; allowed: modules with quantized "
-                    "layers that all data enters and leaves as one tensor"
+                    f"model.blocks is {pattern!r}, but {span.path!r} cannot be a block; allowed: modules with "
+                    "quantized layers that all data enters and leaves as one tensor"
                 )
             chosen.append(span)
     return chosen

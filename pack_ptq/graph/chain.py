@@ -14,7 +14,7 @@ from pack_ptq.graph.trace import INPUT, Shape, Trace, call_name
 from pack_ptq.quant.layers import QuantizedLayer
 
 
-class _Reached(Exception):
+class _ReachedStop(BaseException):  # no Exception, which a network may catch
     """The last wanted call has run."""
 
 
@@ -30,19 +30,25 @@ class _Replay(TorchFunctionMode):
         self.found: dict[int, Tensor] = {}
         self.index = -1
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if self.stop in self.found:  # a context manager of the network is left, as `torch.no_grad`
+            return func(*args, **(kwargs or {}))
         self.index = index = self.index + 1
         if index >= len(self.calls) or self.calls[index].name != call_name(func):
-            raise UserError("the network's forward pass took another way than when it was prepared; allowed: a fixed one")
+            raise UserError(
+                "the network's forward pass took another way than when it was prepared; allowed: a fixed one"
+            )
         call = self.calls[index]
         if index < self.start and call.inputs and call.kind != "other":
             return tree_map(self._placeholder, call.output)
         result = self.value if index == self.start else func(*args, **(kwargs or {}))
         if index in self.wanted:
-            self.found[index] = result.clone() if index in self.changed else result
+            self.found[index] = result
+            # What was collected must not change when the network goes on in place.
+            result = result.clone() if index in self.changed else result
         if index == self.stop:
             self.found[index] = result
-            raise _Reached
+            raise _ReachedStop
         return result
 
     def _placeholder(self, form: Any) -> Any:
@@ -76,8 +82,6 @@ class Chain:
         self.layers = dict(layers)
         self.input_shape = input_shape
         self._values = [INPUT, *[element.stop for element in elements]]
-        in_place = [call for call in trace.calls if call.name.endswith("_") and call.kind == "tensor"]
-        self._changed = {value for call in in_place for value in call.inputs}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,13 +114,13 @@ class Chain:
         if start == stop:
             return {stop: x}
         values = {self._values[boundary]: boundary for boundary in (*wanted, stop) if boundary > start}
-        if self._values[start] in self._changed:
+        if self._values[start] in self.trace.changed:
             x = x.clone()
-        replay = _Replay(self.trace, self._values[start], x, self._values[stop], values.keys(), self._changed)
+        replay = _Replay(self.trace, self._values[start], x, self._values[stop], values.keys(), self.trace.changed)
         head = x if start == 0 else x.new_zeros(()).expand(len(x), *self.input_shape)
         try:
             with replay:
                 self.network(head)
-        except _Reached:
+        except _ReachedStop:
             pass
         return {values[value]: tensor for value, tensor in replay.found.items()}

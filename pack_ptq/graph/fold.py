@@ -1,7 +1,10 @@
 """Fold BatchNorm into the convolution or linear layer before it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from pack_ptq.graph.trace import ModuleSpan, Trace
@@ -11,10 +14,10 @@ from pack_ptq.quant.layers import QUANTIZABLE, TRANSPOSED
 def is_batch_norm(module: nn.Module) -> bool:
     """Tell whether a module is BatchNorm with running statistics, in any dimension, fused or frozen."""
     statistics = [getattr(module, name, None) for name in ("running_mean", "running_var")]
-    kind = isinstance(module, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d) or "FrozenBatchNorm" in type(
-        module
-    ).__name__
-    return kind and all(isinstance(s, Tensor) for s in statistics)
+    # A subclass with a forward of its own may do more than normalise; timm's keep that in `drop` and `act`.
+    known = type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward) or hasattr(module, "act")
+    frozen = isinstance(module, FrozenBatchNorm2d) or "FrozenBatchNorm" in type(module).__name__
+    return (frozen or (isinstance(module, _BatchNorm) and known)) and all(isinstance(s, Tensor) for s in statistics)
 
 
 def fold_batch_norms(network: nn.Module, trace: Trace) -> list[str]:
@@ -57,24 +60,24 @@ def _fits(source: ModuleSpan, norm: ModuleSpan, trace: Trace) -> bool:
 
 
 @torch.no_grad()
-def _fold(layer: nn.Module, norm: nn.Module) -> None:
-    mean, variance = norm.running_mean, norm.running_var
-    gain = torch.rsqrt(variance.double() + norm.eps)  # type: ignore[union-attr, operator]
+def _fold(layer: Any, norm: Any) -> None:
+    gain = torch.rsqrt(norm.running_var.double() + getattr(norm, "eps", 1e-5))
     if getattr(norm, "weight", None) is not None:
         gain = gain * norm.weight
-    shift = -mean.double() * gain  # type: ignore[operator, union-attr]
+    shift = -norm.running_mean.double() * gain
     if getattr(norm, "bias", None) is not None:
         shift = shift + norm.bias
-    weight: Tensor = layer.weight  # type: ignore[assignment]
+    weight = layer.weight
     if isinstance(layer, TRANSPOSED):
         grouped = weight.double().reshape(layer.groups, -1, *weight.shape[1:])
         gains = gain.reshape(layer.groups, 1, -1, *[1] * (weight.ndim - 2))
         scaled = (grouped * gains).reshape(weight.shape)
     else:
         scaled = weight.double() * gain.reshape(-1, *[1] * (weight.ndim - 1))
-    old_bias = layer.bias.double() * gain if layer.bias is not None else 0  # type: ignore[operator, union-attr]
+    if layer.bias is not None:
+        shift = shift + layer.bias.double() * gain
     layer.weight = nn.Parameter(scaled.to(weight.dtype), requires_grad=False)
-    layer.bias = nn.Parameter((old_bias + shift).to(weight.dtype), requires_grad=False)  # type: ignore[operator]
+    layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
 
 
 def _remains(norm: nn.Module) -> nn.Module:

@@ -34,6 +34,8 @@ def insert_quantized_layers(network: nn.Module, trace: Trace) -> tuple[dict[str,
         for name, child in list(parent._modules.items()):
             if child in quantized and not isinstance(parent, QuantizedLayer):
                 setattr(parent, name, quantized[child])  # type: ignore[index]
+    if network in quantized:
+        raise UserError(f"the network is a single {type(network).__name__}; allowed: a module with layers inside")
     if not quantized:
         kinds = ", ".join(kind.__name__ for kind in QUANTIZABLE)
         raise UserError(f"the network calls no layer that can be quantized; allowed: {kinds}")

@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pack_ptq.errors import UserError
 
 INPUT = -1
+# Calls that make Python values of data; a replay with placeholders before them could go another way unseen.
+READS_DATA = {"__bool__", "__float__", "__index__", "__int__", "allclose", "equal", "item", "numpy", "tolist"}
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,19 @@ class ModuleSpan:
 
 @dataclass
 class Trace:
-    """All calls of one forward pass, the calls of modules around them, and the value of the output."""
+    """All calls of one forward pass, the calls of modules around them, and the value of the output.
+
+    Attributes:
+        calls: In order; a call's index is the name of the value it makes.
+        spans: The calls of modules, by their start.
+        output: The value the network gives.
+        changed: Values that a later call overwrites in place, directly or through a view.
+    """
 
     calls: list[Call] = field(default_factory=list)
     spans: list[ModuleSpan] = field(default_factory=list)
     output: int = INPUT
+    changed: set[int] = field(default_factory=set)
 
     def consumers(self, value: int) -> list[int]:
         """Give the calls that compute with a value; questions about its shape do not count."""
@@ -90,11 +100,17 @@ class _Recorder(TorchFunctionMode):
         self.paths = {id(module): path for path, module in network.named_modules()}
         self.stack: list[ModuleSpan] = []
         self.values = {id(x): INPUT}
+        self.versions = [(INPUT, x, x._version)]
         self.alive: list[Any] = [x]  # an id is only good while its object lives
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         tensors = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
         inputs = tuple(dict.fromkeys(self.values[id(t)] for t in tensors if id(t) in self.values))
+        if inputs and call_name(func) in READS_DATA:
+            raise UserError(
+                f"the network's forward pass reads its data as Python values ({call_name(func)}), so its control "
+                "flow may depend on the data; allowed: a fixed forward pass"
+            )
         result = func(*args, **(kwargs or {}))
         index = len(self.trace.calls)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -104,6 +120,7 @@ class _Recorder(TorchFunctionMode):
         changed = outputs if outputs else tensors[:1] if kind == "none" else []
         if inputs:
             self.values.update({id(t): index for t in changed})
+            self.versions += [(index, t, t._version) for t in changed]
         self.alive.append((result, tensors))
         layer = next((self.paths.get(id(a)) for a in args if isinstance(a, nn.Module)), None)
         module = self.stack[-1].path if self.stack else ""
@@ -124,13 +141,15 @@ class _Recorder(TorchFunctionMode):
 
 
 def _record(network: nn.Module, x: Tensor) -> Trace:
+    with torch.inference_mode(False):  # whose tensors count no versions
+        x = x.clone()
     recorder = _Recorder(network, x)
     handles = []
     for module in network.modules():
         handles.append(module.register_forward_pre_hook(recorder.enter))
         handles.append(module.register_forward_hook(recorder.leave))
     try:
-        with torch.no_grad(), recorder:
+        with torch.inference_mode(False), torch.no_grad(), recorder:
             result = network(x)
     finally:
         for handle in handles:
@@ -140,6 +159,7 @@ def _record(network: nn.Module, x: Tensor) -> Trace:
             f"the network's output is {type(result).__name__}; allowed: one tensor that is computed from the input"
         )
     recorder.trace.output = recorder.values[id(result)]
+    recorder.trace.changed = {value for value, tensor, version in recorder.versions if tensor._version != version}
     return recorder.trace
 
 
@@ -163,11 +183,12 @@ def trace_network(network: nn.Module, example: Tensor) -> Trace:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"the network failed on an input of shape {tuple(batch_of(example, 2).shape)}: {type(error).__name__}: {error}"
-        ) from error
+        shape = tuple(batch_of(example, 2).shape)
+        raise UserError(f"the network failed on an input of shape {shape}: {type(error).__name__}: {error}") from error
     if [call.name for call in trace.calls] != [call.name for call in other.calls]:
-        raise UserError("the network's control flow depends on the batch size or the data; allowed: a fixed forward pass")
+        raise UserError(
+            "the network's control flow depends on the batch size or the data; allowed: a fixed forward pass"
+        )
     for call, twin in zip(trace.calls, other.calls, strict=True):
         if call.kind == "tensor":
             call.output = tree_map(

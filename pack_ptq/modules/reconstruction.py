@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -14,6 +15,7 @@ from pack_ptq.distributed import all_reduce
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
 from pack_ptq.losses import reconstruction_loss
+from pack_ptq.quant.quantizers import WeightMode
 from pack_ptq.quant.rounding import rounding_penalty, settled
 from pack_ptq.schedules import cosine_to_zero, penalty_beta
 from pack_ptq.types import ReconstructionSpec, Unit
@@ -73,15 +75,16 @@ class PackReconstruction(L.LightningModule):
     def __init__(self, chain: Chain, unit: Unit, spec: ReconstructionSpec, steps: int, seed: int) -> None:
         super().__init__()
         self.chain, self.unit, self.spec, self.steps, self.seed = chain, unit, spec, steps, seed
-        self.layers = nn.ModuleList(chain.layers_of(unit.start, unit.stop).values())
+        self.layers = list(chain.layers_of(unit.start, unit.stop).values())
+        self.borrowed = nn.ModuleList(self.layers)  # by which Lightning and DDP see the variables
         self.label = unit.name
         self.last_penalty = 0.0
         self._own: torch.Generator | None = None
         for layer in self.layers:
-            layer.weight_quantizer.begin_fit(layer.weight, learn_scale=spec.weight_scale_lr > 0)  # type: ignore[operator, union-attr]
+            layer.weight_quantizer.begin_fit(layer.weight, learn_scale=spec.weight_scale_lr > 0)
             quantizer = layer.input_quantizer
-            quantizer.scale.requires_grad_(spec.activation_scale_lr > 0 and quantizer.bits is not None)  # type: ignore[operator, union-attr]
-        switch(self.layers, "soft", activations=True)  # type: ignore[arg-type]
+            quantizer.scale.requires_grad_(spec.activation_scale_lr > 0 and quantizer.bits is not None)
+        switch(self.layers, "soft", activations=True)
 
     def train(self, mode: bool = True) -> "PackReconstruction":
         """Stay in evaluation mode: the network is trained, and norms that could not be folded must not move."""
@@ -90,21 +93,26 @@ class PackReconstruction(L.LightningModule):
     @property
     def roundings(self) -> list[Tensor]:
         """AdaRound's variables of every layer."""
-        return [layer.weight_quantizer.rounding for layer in self.layers]  # type: ignore[misc, union-attr]
+        rounding = (layer.weight_quantizer.rounding for layer in self.layers)
+        return [v for v in rounding if v is not None]
 
     @property
     def activation_scales(self) -> list[nn.Parameter]:
         """Scales of the inputs that are learned, each once."""
         scales = {id(layer.input_quantizer): layer.input_quantizer.scale for layer in self.layers}
-        return [scale for scale in scales.values() if scale.requires_grad]  # type: ignore[misc, union-attr]
+        return [scale for scale in scales.values() if scale.requires_grad]
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """One Adam with a group per kind of variable; the rates of scales fall as a cosine."""
-        factors = [layer.weight_quantizer.log_factor for layer in self.layers]  # type: ignore[union-attr]
+        factors = [layer.weight_quantizer.log_factor for layer in self.layers]
         groups = [
             (self.roundings, self.spec.rounding_lr, lambda step: 1.0),
             (self.activation_scales, self.spec.activation_scale_lr, lambda step: cosine_to_zero(step, self.steps)),
-            ([f for f in factors if f is not None], self.spec.weight_scale_lr, lambda step: cosine_to_zero(step, self.steps)),
+            (
+                [f for f in factors if f is not None],
+                self.spec.weight_scale_lr,
+                lambda step: cosine_to_zero(step, self.steps),
+            ),
         ]
         groups = [group for group in groups if group[0]]
         optimizer = torch.optim.Adam([{"params": params, "lr": rate} for params, rate, _ in groups])
@@ -122,13 +130,15 @@ class PackReconstruction(L.LightningModule):
 
     def _set_drop(self, share: float) -> None:
         for layer in self.layers:
-            layer.input_quantizer.drop, layer.input_quantizer.generator = share, self._own  # type: ignore[union-attr]
+            layer.input_quantizer.drop, layer.input_quantizer.generator = share, self._own
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], index: int) -> Tensor:
         """Give reconstruction loss plus rounding penalty, on an input that mixes both paths (QDrop)."""
         full_input, quantized_input, target = batch
         if self.spec.input_drop > 0 and self.unit.start > 0:
-            from_full = torch.rand(full_input.shape, generator=self._own, device=full_input.device) < self.spec.input_drop
+            from_full = (
+                torch.rand(full_input.shape, generator=self._own, device=full_input.device) < self.spec.input_drop
+            )
             quantized_input = torch.where(from_full, full_input, quantized_input)
         output = self.chain.run(quantized_input, self.unit.start, self.unit.stop)
         loss = reconstruction_loss(output, target)
@@ -140,15 +150,15 @@ class PackReconstruction(L.LightningModule):
         return loss + penalty
 
     @contextmanager
-    def _hard(self, weights: str) -> Iterator[None]:
+    def _hard(self, weights: WeightMode) -> Iterator[None]:
         self._set_drop(0.0)
-        switch(self.layers, weights, activations=True)  # type: ignore[arg-type]
+        switch(self.layers, weights, activations=True)
         yield
-        switch(self.layers, "soft", activations=True)  # type: ignore[arg-type]
+        switch(self.layers, "soft", activations=True)
         self._set_drop(self.spec.inner_drop)
 
     @torch.no_grad()
-    def hard_loss(self, data: PackData, weights: str = "settled") -> float:
+    def hard_loss(self, data: PackData, weights: WeightMode = "settled") -> float:
         """Give the output error with hard codes on the first samples of the cache, averaged over processes."""
         count = min(EVALUATION_SAMPLES, len(data.target))
         sums = torch.zeros(2, dtype=torch.float64)
@@ -169,9 +179,9 @@ class PackReconstruction(L.LightningModule):
         """Forget the variables of the fit."""
         self._set_drop(0.0)
         for layer in self.layers:
-            layer.weight_quantizer.end_fit()  # type: ignore[operator, union-attr]
-            layer.input_quantizer.generator = None  # type: ignore[union-attr]
-            layer.input_quantizer.scale.requires_grad_(False)  # type: ignore[operator, union-attr]
+            layer.weight_quantizer.end_fit()
+            layer.input_quantizer.generator = None
+            layer.input_quantizer.scale.requires_grad_(False)
 
 
 def loader(data: PackData, spec: ReconstructionSpec, steps: int, seed: int) -> DataLoader:

@@ -8,6 +8,7 @@ from pack_ptq.quant.ranges import ERROR_POWER, shrink_factors
 from pack_ptq.types import QuantizerSpec
 
 BINS = 2048
+MOST_COUNTED = 2**24  # histc counts in single precision, which stops there
 
 
 class ActivationObserver:
@@ -33,8 +34,9 @@ class ActivationObserver:
     def see_values(self, x: Tensor) -> None:
         """Take one batch of any shape in the second pass."""
         if x.numel() and self.high > self.low:
-            counts = torch.histc(x.detach().float(), BINS, self.low.item(), self.high.item())
-            self.histogram = self.histogram.to(x.device) + counts.double()
+            low, high = self.low.item(), self.high.item()
+            for part in x.detach().float().flatten().split(MOST_COUNTED):
+                self.histogram = self.histogram.to(x.device) + torch.histc(part, BINS, low, high).double()
 
     def range(self, spec: QuantizerSpec) -> tuple[Tensor, Tensor]:
         """Give the lower and upper end for asymmetric codes of `spec.bits` bits, as scalars on the CPU."""

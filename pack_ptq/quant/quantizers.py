@@ -53,7 +53,7 @@ class WeightQuantizer(nn.Module):
         self.bits, self.signed = spec.bits, symmetric
         channels = weight.shape[self.channel_axis]
         rows = weight.detach().transpose(0, self.channel_axis)
-        rows = rows.reshape(channels, -1) if spec.per_channel else rows.reshape(1, -1)
+        rows = rows.flatten(1) if spec.per_channel else rows.reshape(1, -1)
         shape = [1] * weight.ndim
         if spec.per_channel:
             shape[self.channel_axis] = channels

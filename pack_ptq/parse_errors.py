@@ -1,0 +1,71 @@
+"""Reword what jsonargparse finds wrong: one line that names the key, the value and what is allowed."""
+
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any
+
+LITERAL = re.compile(r"typing\.Literal\[([^\]]*)\]")
+CLASS = re.compile(r"<class '([^']*)'>")
+
+
+def reword(message: str, keys: Sequence[str]) -> str:
+    """Give jsonargparse's message in the house form, or at least in one line.
+
+    Args:
+        message: Of jsonargparse, over several lines.
+        keys: Those of the command, dotted where they lie inside `model`.
+    """
+    path, holder = _place(message)
+    if unknown := re.search(r"(?:Option|option) '([^']+)'|unrecognized arguments: (?:--)?([^\s=]+)", message):
+        name = unknown[1] or unknown[2]
+        names = _parameters(holder) if holder is not None else _beside(name, keys)
+        return f"{'.'.join([*path, name])} is no key; allowed: {', '.join(names)}"
+    if wrong := re.search(r"Expected an? (.*)\. Got value: (.*)", message):
+        return f"{'.'.join(path)} is {wrong[2]!r}; allowed: {_readable(wrong[1])}"
+    if union := re.search(r"Subtypes: \[(.*)\]\n.*Given value: ([^\n]*)", message, re.DOTALL):
+        return f"{'.'.join(path)} is {union[2]!r}; allowed: {_readable(union[1])}"
+    lines = [line.strip() for line in message.splitlines()]
+    rest = [line for line in lines if line and not line.startswith(("Parser key", "Problem with given class_path"))]
+    given = f" is {holder!r}" if holder is not None and _import(holder) is None else ""
+    return (f"{'.'.join(path)}{given}: " if path else "") + "; ".join(rest)
+
+
+def _place(message: str) -> tuple[list[str], str | None]:
+    """Give the dotted path to the innermost key that the message names, and the class that is configured there."""
+    path: list[str] = []
+    holder = None
+    for key, class_path in re.findall(r"Parser key \"([^\"]+)\"|given class_path '([^']+)'", message):
+        if key:
+            path.append(key)
+            continue
+        holder = class_path
+        if not dataclasses.is_dataclass(_import(class_path)):
+            path.append("class_path" if _import(class_path) is None else "init_args")
+    return path, holder
+
+
+def _import(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except Exception:  # a wrong path of the user's, whose module may raise anything
+        return None
+
+
+def _parameters(class_path: str) -> list[str]:
+    return list(inspect.signature(_import(class_path)).parameters)
+
+
+def _beside(name: str, keys: Sequence[str]) -> list[str]:
+    """Give the keys that have the same parent as a dotted name."""
+    parent = name.rpartition(".")[0]
+    beside = [key for key in keys if key.rpartition(".")[0] == parent]
+    return beside or [key for key in keys if "." not in key]
+
+
+def _readable(types: str) -> str:
+    types = LITERAL.sub(lambda found: found[1].replace("'", ""), types)
+    return CLASS.sub(lambda found: found[1].replace("NoneType", "null"), types)

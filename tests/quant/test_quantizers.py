@@ -1,0 +1,220 @@
+"""The quantizers of a layer: modes of the weight, QDrop and learned scales of the input."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pack_ptq.quant.affine import affine_parameters, fake_quantize
+from pack_ptq.quant.quantizers import ActivationQuantizer, WeightQuantizer
+from pack_ptq.types import QuantizerSpec
+
+SEEDS = st.integers(0, 2**31)
+SHAPES = st.sampled_from([(6, 4, 3, 3), (5, 7), (4, 1, 3), (3, 2, 2, 2, 2)])
+
+
+def weights(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 0.1
+
+
+def weight_quantizer(
+    w: torch.Tensor,
+    bits: int = 3,
+    observer: str = "mse",
+    symmetric: bool = False,
+    axis: int = 0,
+    per_channel: bool = True,
+) -> WeightQuantizer:
+    quantizer = WeightQuantizer(axis)
+    quantizer.set_range(w, QuantizerSpec(bits, observer, 99.0, per_channel), symmetric)
+    return quantizer
+
+
+def input_quantizer(x: torch.Tensor, bits: int | None = 4, observer: str = "minmax") -> ActivationQuantizer:
+    quantizer = ActivationQuantizer()
+    for watching in ("extremes", "values", None):
+        quantizer.watching = watching
+        assert quantizer(x) is x
+    quantizer.set_range(None if bits is None else QuantizerSpec(bits, observer, per_channel=False))
+    quantizer.enabled = True
+    return quantizer
+
+
+class TestWeights:
+    def test_off_hands_the_weight_through(self) -> None:
+        w = weights(0, (4, 4))
+        assert weight_quantizer(w)(w) is w
+
+    @pytest.mark.parametrize("axis", [0, 1])
+    @pytest.mark.parametrize("symmetric", [False, True])
+    def test_nearest_is_torchs_fake_quantize_along_the_axis(self, axis: int, symmetric: bool) -> None:
+        w = weights(1, (4, 6, 3, 3))
+        quantizer = weight_quantizer(w, axis=axis, symmetric=symmetric)
+        quantizer.mode = "nearest"
+        expected = torch.fake_quantize_per_channel_affine(
+            w, quantizer.scale.flatten(), quantizer.zero_point.flatten().int(), axis, *quantizer.limits
+        )
+        assert quantizer.scale.numel() == w.shape[axis]
+        assert torch.allclose(quantizer(w), expected, atol=1e-6)
+
+    def test_per_tensor_has_one_scale(self) -> None:
+        w = weights(2, (4, 6, 3, 3))
+        quantizer = weight_quantizer(w, per_channel=False)
+        assert quantizer.scale.shape == (1, 1, 1, 1)
+        quantizer.mode = "nearest"
+        expected = torch.fake_quantize_per_tensor_affine(
+            w, quantizer.scale.squeeze(), quantizer.zero_point.squeeze().int(), *quantizer.limits
+        )
+        assert torch.allclose(quantizer(w), expected, atol=1e-6)
+
+    @given(SEEDS, SHAPES, st.integers(2, 8), st.booleans(), st.sampled_from(["minmax", "percentile", "mse"]))
+    def test_soft_start_is_the_weight_itself_where_not_clipped(
+        self, seed: int, shape: tuple[int, ...], bits: int, symmetric: bool, observer: str
+    ) -> None:
+        w = weights(seed, shape)
+        quantizer = weight_quantizer(w, bits, observer, symmetric)
+        quantizer.begin_fit(w, learn_scale=False)
+        smallest, largest = quantizer.limits
+        low = (smallest - quantizer.zero_point) * quantizer.scale
+        high = (largest - quantizer.zero_point) * quantizer.scale
+        assert torch.allclose(quantizer(w), torch.clamp(w, low, high), atol=1e-5)
+
+    @given(SEEDS, SHAPES, st.integers(2, 8), st.booleans())
+    def test_hard_codes_start_at_nearest_and_are_integers_in_range(
+        self, seed: int, shape: tuple[int, ...], bits: int, symmetric: bool
+    ) -> None:
+        w = weights(seed, shape)
+        quantizer = weight_quantizer(w, bits, symmetric=symmetric)
+        quantizer.begin_fit(w, learn_scale=True)
+        codes, scale = quantizer.hardened()
+        tie = ((w / quantizer.scale).frac().abs() - 0.5).abs() < 1e-4
+        assert torch.equal(codes[~tie], quantizer.nearest_codes(w)[~tie])
+        assert torch.equal(scale, quantizer.scale)
+        assert torch.equal(codes, codes.round())
+        assert quantizer.limits[0] <= codes.min() <= codes.max() <= quantizer.limits[1]
+
+    @given(SEEDS, st.integers(2, 8), st.booleans())
+    def test_hardened_codes_stay_in_range_wherever_the_fit_goes(self, seed: int, bits: int, symmetric: bool) -> None:
+        w = weights(seed, (5, 9))
+        quantizer = weight_quantizer(w, bits, symmetric=symmetric)
+        quantizer.begin_fit(w, learn_scale=True)
+        quantizer.rounding.data = weights(seed + 1, (5, 9)) * 100
+        quantizer.log_factor.data = weights(seed + 2, (5, 1))
+        quantizer.mode = "settled"
+        settled = quantizer(w)
+        codes, scale = quantizer.hardened()
+        floor = torch.floor(w / quantizer.scale) + quantizer.zero_point
+        assert ((codes == floor.clamp(*quantizer.limits)) | (codes == (floor + 1).clamp(*quantizer.limits))).all()
+        assert torch.equal(scale, quantizer.learned_scale())
+        quantizer.end_fit()
+        quantizer.set_codes(codes, scale)
+        assert quantizer.codes.dtype == (torch.int8 if symmetric else torch.uint8)
+        assert torch.equal(quantizer.codes.float(), codes)
+        assert torch.equal(quantizer(w), settled)
+        assert torch.allclose(quantizer(w), (codes - quantizer.zero_point) * scale)
+        assert not list(quantizer.parameters())
+
+    def test_gradients_of_the_fit_are_true_derivatives(self) -> None:
+        w = weights(3, (3, 4)).double()
+        quantizer = weight_quantizer(w, bits=4)
+        quantizer.begin_fit(w, learn_scale=True)
+
+        def compute(v: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+            del quantizer.rounding, quantizer.log_factor
+            quantizer.rounding, quantizer.log_factor = v, factor
+            return quantizer(w)
+
+        inputs = (quantizer.rounding.detach().requires_grad_(), quantizer.log_factor.detach().requires_grad_())
+        assert torch.autograd.gradcheck(compute, inputs)
+
+    def test_deploy_codes_are_symmetric(self) -> None:
+        w = weights(4, (8, 9))
+        quantizer = weight_quantizer(w, bits=8, symmetric=True)
+        assert not quantizer.zero_point.any()
+        codes = quantizer.nearest_codes(w)
+        assert codes.min() >= -128
+        assert codes.max() <= 127
+        assert codes.min() < 0
+
+    @pytest.mark.parametrize("symmetric", [False, True])
+    @pytest.mark.parametrize("value", [0.0, 2.5, -2.5])
+    def test_dead_channels_survive_the_whole_way(self, symmetric: bool, value: float) -> None:
+        w = weights(5, (3, 8))
+        w[1] = value
+        quantizer = weight_quantizer(w, symmetric=symmetric)
+        quantizer.mode = "nearest"
+        assert torch.allclose(quantizer(w)[1], w[1])
+        quantizer.begin_fit(w, learn_scale=True)
+        loss = quantizer(w).square().sum()
+        loss.backward()
+        assert torch.isfinite(quantizer.rounding.grad).all()
+        assert torch.isfinite(quantizer.log_factor.grad).all()
+        quantizer.set_codes(*quantizer.hardened())
+        assert torch.allclose(quantizer(w)[1], w[1])
+
+    @pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+    def test_empty_weights(self, shape: tuple[int, ...]) -> None:
+        w = torch.zeros(shape)
+        quantizer = weight_quantizer(w)
+        quantizer.mode = "nearest"
+        assert quantizer(w).shape == shape
+
+
+class TestInputs:
+    def test_without_bits_nothing_is_quantized(self) -> None:
+        x = torch.randn(20)
+        assert input_quantizer(x, bits=None)(x) is x
+
+    @given(SEEDS, st.integers(2, 8))
+    def test_values_are_torchs_fake_quantize(self, seed: int, bits: int) -> None:
+        x = weights(seed, (4, 30))
+        quantizer = input_quantizer(x, bits)
+        scale, zero_point = affine_parameters(x.min(), x.max(), bits, symmetric=False)
+        expected = torch.fake_quantize_per_tensor_affine(x, scale, zero_point.int(), 0, 2**bits - 1)
+        sure = ((x / scale).frac().abs() - 0.5).abs() > 1e-3
+        assert torch.allclose(quantizer(x)[sure], expected[sure], atol=1e-6)
+
+    def test_learned_scale_gets_a_gradient_and_the_input_too(self) -> None:
+        x = torch.randn(50, requires_grad=True)
+        quantizer = input_quantizer(x)
+        quantizer.scale.requires_grad_(True)
+        quantizer(x).square().sum().backward()
+        assert quantizer.scale.grad.isfinite()
+        assert x.grad.abs().sum() > 0
+
+    def test_qdrop_with_a_generator_is_reproducible(self) -> None:
+        x = torch.randn(1000)
+        quantizer = input_quantizer(x, bits=2)
+        quantizer.drop = 0.5
+        runs = []
+        for _ in range(2):
+            quantizer.generator = torch.Generator().manual_seed(7)
+            torch.rand(3)  # the global generator must not matter
+            runs.append([quantizer(x), quantizer(x)])
+        assert torch.equal(runs[0][0], runs[1][0])
+        assert torch.equal(runs[0][1], runs[1][1])
+        assert not torch.equal(runs[0][0], runs[0][1]), "drawn anew at each call"
+        before = torch.get_rng_state()
+        quantizer(x)
+        assert torch.equal(before, torch.get_rng_state())
+
+    @pytest.mark.parametrize("drop", [0.0, 0.25, 0.5, 1.0])
+    def test_qdrop_keeps_its_share_and_quantizes_the_rest(self, drop: float) -> None:
+        x = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+        quantizer = input_quantizer(x, bits=2)
+        full = quantizer(x)
+        quantizer.drop, quantizer.generator = drop, torch.Generator().manual_seed(1)
+        y = quantizer(x)
+        assert ((y == x) | (y == full)).all()
+        assert (y == x).double().mean().item() == pytest.approx(drop, abs=0.02)
+
+    def test_dropped_elements_pass_their_whole_gradient(self) -> None:
+        x = (torch.randn(500) * 10).requires_grad_()
+        quantizer = input_quantizer(x.detach() / 10, bits=2)  # most values are clipped
+        quantizer.drop, quantizer.generator = 0.5, torch.Generator().manual_seed(1)
+        y = quantizer(x)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert (gradient[y == x] == 1).all()
+        clipped = fake_quantize(x, quantizer.scale, quantizer.zero_point, (0, 3)).detach()
+        low, high = clipped.min(), clipped.max()
+        assert (gradient[(y != x) & ((x < low - quantizer.scale) | (x > high + quantizer.scale))] == 0).all()

@@ -1,0 +1,217 @@
+"""The Python interface: networks and tensors in hand, every protocol, profile and packing, and `load`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from e2e_helpers import NaNWeight, TinyNet, _one_thread, assert_same, packs_of
+
+import pack_ptq
+from pack_ptq import ModelSource, QuantizerSpec, Recipe, ReconstructionSpec, UserError, api
+from pack_ptq.callbacks import FixedPacking, HessianPacking, HessianScoring, NoPacking, RandomPacking, WholePacking
+from pack_ptq.datamodules import DigitsData, TensorData
+from pack_ptq.graph.switch import switch
+from pack_ptq.models import DigitsResNet
+
+__all__ = ["_one_thread"]
+
+DIGITS = ModelSource(class_path="pack_ptq.models.DigitsResNet")
+
+
+def tiny() -> TinyNet:
+    torch.manual_seed(0)
+    network = TinyNet()
+    network.norm.running_var.fill_(2)
+    return network.eval()
+
+
+def noise(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def samples(seed: int = 0) -> TensorData:
+    test = noise(21, seed=9)
+    return TensorData(noise(18, seed), (test, tiny()(test).argmax(1)), batch_size=8)
+
+
+def recipe(weight: int = 4, activation: int = 4, steps: int = 4, **more: Any) -> Recipe:
+    return Recipe(
+        QuantizerSpec(weight),
+        QuantizerSpec(activation, per_channel=False),
+        reconstruction=ReconstructionSpec(steps=steps, batch_size=8),
+        **more,
+    )
+
+
+@pytest.fixture
+def captured(monkeypatch) -> list:
+    """Collects the prepared networks of runs, which end with what the run measured."""
+    prepared, original = [], api.prepare_for
+    monkeypatch.setattr(api, "prepare_for", lambda *args: prepared.append(original(*args)) or prepared[-1])
+    return prepared
+
+
+def run_output(captured: list, x: torch.Tensor) -> torch.Tensor:
+    """Compute with the hard codes of the run that has just ended, in its own network."""
+    (prepared,) = captured
+    switch(prepared.chain.layers.values(), "hard", activations=True)
+    return prepared.chain.network(x)
+
+
+def test_a_network_and_tensors_in_hand(tmp_path, captured):
+    network = tiny()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    report = pack_ptq.quantize(network, samples(), recipe(8, 8), run_dir=tmp_path / "run")
+    assert json.loads(json.dumps(report)) == json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["metrics"]["num_samples"] == 21
+    assert report["metrics"]["full_precision"]["top1"] == 100
+    assert report["metrics"]["quantized"]["top1"] > 80
+    assert_same(dict(network.state_dict()), before)
+    again = pack_ptq.load(tmp_path / "run", network=TinyNet())
+    assert torch.equal(again(noise(30, 5)), run_output(captured, noise(30, 5)))
+    assert not torch.equal(again(noise(30, 5)), network(noise(30, 5)))
+
+
+def test_load_without_the_object_says_what_is_missing(tmp_path):
+    class Local(TinyNet):
+        pass
+
+    pack_ptq.quantize(Local().eval(), samples(), recipe(steps=1), run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match="model"):
+        pack_ptq.load(tmp_path / "run")
+    pack_ptq.load(tmp_path / "run", network=Local())
+
+
+def test_loaded_network_gives_the_outputs_of_the_run(tmp_path, captured):
+    data = DigitsData(num_calibration=64, batch_size=32)
+    report = pack_ptq.quantize(DIGITS, data, recipe(3, 3), run_dir=tmp_path / "run")
+    network = pack_ptq.load(tmp_path / "run")
+    x, labels = data.test_dataset()[:]
+    output = network(x)
+    assert torch.equal(output, run_output(captured, x))
+    top1 = 100 * (output.argmax(1) == labels).double().mean().item()
+    assert top1 == pytest.approx(report["metrics"]["quantized"]["top1"], abs=1e-4)
+    assert pack_ptq.evaluate(tmp_path / "run", DigitsData()) == report["metrics"]["quantized"]
+
+
+def test_loading_does_not_need_the_checkpoint(tmp_path, captured):
+    torch.manual_seed(3)
+    own = DigitsResNet(pretrained=False)
+    checkpoint = tmp_path / "own.pt"
+    torch.save(own.state_dict(), checkpoint)
+    source = ModelSource(
+        class_path="pack_ptq.models.DigitsResNet", init_args={"pretrained": False}, checkpoint=str(checkpoint)
+    )
+    data = DigitsData(num_calibration=32, batch_size=32)
+    report = pack_ptq.quantize(source, data, recipe(4, 4, steps=2), run_dir=tmp_path / "run")
+    checkpoint.unlink()
+    x = data.test_dataset()[:][0]
+    assert torch.equal(pack_ptq.load(tmp_path / "run")(x), run_output(captured, x))
+    assert pack_ptq.evaluate(tmp_path / "run", data) == report["metrics"]["quantized"]
+
+
+def test_blocks_by_hand_last_until_loading(tmp_path, captured):
+    source = ModelSource(class_path="pack_ptq.models.DigitsResNet", blocks=["layer1", "layer2.*", "layer3"])
+    data = DigitsData(num_calibration=32, batch_size=32)
+    report = pack_ptq.quantize(source, data, recipe(steps=1), packing=NoPacking(), run_dir=tmp_path / "run")
+    assert report["packs"] == [["layer1"], ["layer2.0"], ["layer2.1"], ["layer3"]]
+    x = data.test_dataset()[:][0]
+    assert torch.equal(pack_ptq.load(tmp_path / "run")(x), run_output(captured, x))
+
+
+def bits_of(run_dir: Path) -> tuple[dict[str, int], dict[str, int | None]]:
+    bits = json.loads((run_dir / "plan.json").read_text())["bits"]
+    return bits["weight"], bits["activation"]
+
+
+@pytest.mark.parametrize("profile", ["paper", "deploy"])
+@pytest.mark.parametrize("protocol", ["all", "first_last_8", "boundary_high"])
+def test_protocols_and_profiles(protocol, profile, tmp_path, captured):
+    report = pack_ptq.quantize(
+        tiny(), samples(), recipe(3, 3, steps=2, protocol=protocol, profile=profile), run_dir=tmp_path / "run"
+    )
+    assert (report["protocol"], report["profile"]) == (protocol, profile)
+    weight, activation = bits_of(tmp_path / "run")
+    inner = [path for path in weight if path not in ("stem", "head")]
+    assert {weight[path] for path in inner} == {activation[path] for path in inner} == {3}
+    ends = {"all": (3, None, 3, 3), "first_last_8": (8, 8, 8, 8)}.get(protocol)
+    found = weight["stem"], activation["stem"], weight["head"], activation["head"]
+    assert found == ends if ends else min(weight["stem"], weight["head"]) > 3
+    for content in packs_of(tmp_path / "run").values():
+        for path, layer in content["layers"].items():
+            low, high = (-(2 ** (weight[path] - 1)), 2 ** (weight[path] - 1) - 1) if profile == "deploy" else (
+                0, 2 ** weight[path] - 1
+            )  # fmt: skip
+            assert layer["codes"].dtype == (torch.int8 if profile == "deploy" else torch.uint8)
+            assert low <= layer["codes"].min()
+            assert layer["codes"].max() <= high
+            assert (profile == "deploy") == (not layer["zero_point"].any())
+    x = noise(9, 4)
+    assert torch.equal(pack_ptq.load(tmp_path / "run", network=TinyNet())(x), run_output(captured, x))
+
+
+PACKINGS = {
+    "hessian": (lambda: HessianPacking(), None),
+    "hessian, at most one": (lambda: HessianPacking(max_blocks=1), [1] * 6),
+    "none": (lambda: NoPacking(), [1] * 6),
+    "fixed": (lambda: FixedPacking(4), [4, 2]),
+    "random": (lambda: RandomPacking(seed=1), None),
+    "whole": (lambda: WholePacking(), [6]),
+}
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_packings(name, tmp_path):
+    make, sizes = PACKINGS[name]
+    data = DigitsData(num_calibration=32, batch_size=32)
+    report = pack_ptq.quantize(DIGITS, data, recipe(steps=1), packing=make(), run_dir=tmp_path / "run")
+    blocks = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in (0, 1)]
+    assert [block for pack in report["packs"] for block in pack] == blocks
+    if sizes:
+        assert [len(pack) for pack in report["packs"]] == sizes
+    units = len(report["packs"]) + 2
+    assert [path.name for path in sorted((tmp_path / "run" / "packs").iterdir())] == [
+        f"{i:03d}.pt" for i in range(units)
+    ]
+
+
+def test_scoring_on_the_labelled_loss_and_some_samples(tmp_path):
+    data, scoring = DigitsData(num_calibration=32, batch_size=16), HessianScoring("task", num_samples=20)
+    pack_ptq.quantize(DIGITS, data, recipe(steps=1), scoring=scoring, run_dir=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["scores"]["num_samples"] == 20
+
+
+def test_few_steps_beat_rounding_to_nearest(tmp_path):
+    report = pack_ptq.quantize(DIGITS, DigitsData(256), recipe(2, 4, steps=100), run_dir=tmp_path / "run")
+    metrics = report["metrics"]
+    assert metrics["quantized"]["top1"] > metrics["rounded_to_nearest"]["top1"] + 3
+
+
+def test_a_cache_on_disk_gives_the_same_codes(tmp_path):
+    for name, size in (("memory", 2**30), ("disk", 40_000)):
+        spec = ReconstructionSpec(steps=3, batch_size=8, cache_bytes=size)
+        whole = Recipe(reconstruction=spec)
+        pack_ptq.quantize(tiny(), samples(), whole, run_dir=tmp_path / name)
+    assert_same(packs_of(tmp_path / "memory"), packs_of(tmp_path / "disk"))
+
+
+def test_another_seed_gives_other_codes(tmp_path):
+    for seed in (0, 1):
+        pack_ptq.quantize(DIGITS, DigitsData(64), recipe(3, 3, steps=20), seed=seed, run_dir=tmp_path / str(seed))
+    first, second = packs_of(tmp_path / "0"), packs_of(tmp_path / "1")
+    with pytest.raises(AssertionError):
+        assert_same(first, second)
+
+
+def test_refusals_in_python(tmp_path):
+    with pytest.raises(UserError, match=r"block1\.b\.weight"):
+        pack_ptq.quantize(NaNWeight(), samples(), run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match="seed is -1"):
+        pack_ptq.quantize(tiny(), samples(), seed=-1, run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match=r"hardware\.devices is 19; allowed: 1 to 18"):
+        pack_ptq.quantize(tiny(), samples(), hardware=pack_ptq.Hardware("cpu", 19), run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match="run_dir"):
+        pack_ptq.load(tmp_path)
+    assert not (tmp_path / "run").exists()
