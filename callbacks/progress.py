@@ -54,7 +54,7 @@ class RunProgress(L.Callback):
                 f"{result.final_loss:.4g}, {result.seconds:.0f} s; about {left} left",
                 flush=True,
             )
-        elif not result.accepted:
+        elif not self.units.disable and not result.accepted:
             self.units.write(f"{result.name}: the fit ended worse than rounding to nearest, which is kept")
         self.units.update()
 

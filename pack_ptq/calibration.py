@@ -42,12 +42,12 @@ def merge_observers(chain: Chain, what: str) -> None:
 
 
 @torch.no_grad()
-def observe(chain: Chain, batches: Iterable[Tensor]) -> None:
+def observe(chain: Chain, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
     """Run both passes over the calibration inputs.
 
     Args:
         chain: The prepared network; its quantizers stay off.
-        batches: Inputs of shape (batch, ...); iterated twice, so no generator.
+        batches: Inputs of shape (batch, ...), or pairs of inputs and labels; iterated twice, so no generator.
 
     Raises:
         UserError: `batches` can be iterated only once, or a layer's input holds NaN or infinity.
@@ -57,7 +57,7 @@ def observe(chain: Chain, batches: Iterable[Tensor]) -> None:
     for what in PASSES:
         watch(chain, what)
         for batch in batches:
-            chain.network(batch)
+            chain.network(batch[0] if isinstance(batch, tuple | list) else batch)
         watch(chain, None)
         merge_observers(chain, what)
 

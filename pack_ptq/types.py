@@ -22,6 +22,11 @@ class Record:
         return cls(**values)
 
 
+def _check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise refuse(key, value, ", ".join(choices))
+
+
 @dataclass(frozen=True)
 class Preprocessing(Record):
     """How a network wants its images.
@@ -61,8 +66,9 @@ class QuantizerSpec(Record):
         """Refuse values out of range, naming them below `key`.
 
         Raises:
-            UserError: `bits` or `percentile` is out of range.
+            UserError: `observer` is unknown, `bits` or `percentile` is out of range.
         """
+        _check_choice(f"{key}.observer", self.observer, ("minmax", "percentile", "mse"))
         if self.bits not in BITS:
             raise refuse(f"{key}.bits", self.bits, "2 to 8")
         if not 50 < self.percentile <= 100:
@@ -77,8 +83,9 @@ class ReconstructionSpec(Record):
         steps: Optimisation steps per unit; without it the recipe's `budget` decides.
         batch_size: Samples per step, taken from the activation cache.
         rounding_lr: Adam's rate for AdaRound's variables.
-        activation_scale_lr: Adam's first rate for activation scales; cosine to 0; 0 keeps them fixed.
-        weight_scale_lr: The same for weight scales (relative to the scale); 0 keeps them fixed.
+        activation_scale_lr: Adam's first rate for activation scales, relative to the scale; cosine to 0; 0 keeps them
+            fixed.
+        weight_scale_lr: The same for weight scales.
         input_drop: Share of the pack's input elements taken from the full-precision path (QDrop), in [0, 1].
         inner_drop: Share of the elements inside the pack that stay unquantized in a step (QDrop), in [0, 1].
         penalty_weight: Weight of the rounding penalty.
@@ -91,7 +98,7 @@ class ReconstructionSpec(Record):
     steps: int | None = None
     batch_size: int = 32
     rounding_lr: float = 3e-3
-    activation_scale_lr: float = 1e-3
+    activation_scale_lr: float = 3e-3
     weight_scale_lr: float = 0.0
     input_drop: float = 0.5
     inner_drop: float = 0.5
@@ -117,7 +124,7 @@ class ReconstructionSpec(Record):
         if not 0 <= self.penalty_start < 1:
             raise refuse(f"{key}.penalty_start", self.penalty_start, "at least 0 and below 1")
         for name in ("rounding_lr", "activation_scale_lr", "weight_scale_lr", "penalty_weight"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise refuse(f"{key}.{name}", getattr(self, name), "0 or more")
 
 
@@ -145,6 +152,9 @@ class Recipe(Record):
     reconstruction: ReconstructionSpec = field(default_factory=ReconstructionSpec)
 
     def __post_init__(self) -> None:
+        _check_choice("recipe.protocol", self.protocol, ("first_last_8", "all", "boundary_high"))
+        _check_choice("recipe.profile", self.profile, ("paper", "deploy"))
+        _check_choice("recipe.budget", self.budget, tuple(STEPS))
         self.weight.check("recipe.weight")
         self.activation.check("recipe.activation")
         self.reconstruction.check("recipe.reconstruction")

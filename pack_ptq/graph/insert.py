@@ -27,8 +27,11 @@ def insert_quantized_layers(network: nn.Module, trace: Trace) -> tuple[dict[str,
             called[span.module] = span.input
     readers: dict[int | None, ActivationQuantizer] = {}
     quantized: dict[nn.Module, QuantizedLayer] = {}
+    ends = [next(iter(called), None), next(reversed(called), None)]
     for layer, value in called.items():
-        shared = readers.setdefault(value, ActivationQuantizer()) if value is not None else ActivationQuantizer()
+        # The first and the last layer have bits of their own, so they share with none.
+        alone = value is None or layer in ends
+        shared = ActivationQuantizer() if alone else readers.setdefault(value, ActivationQuantizer())
         quantized[layer] = QuantizedLayer(layer, shared)
     for parent in list(network.modules()):
         for name, child in list(parent._modules.items()):

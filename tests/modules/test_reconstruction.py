@@ -175,15 +175,16 @@ def test_optimizer_has_a_rate_per_kind_and_scales_fall_to_zero(small_chain: Chai
     module = module_for(small_chain, steps=4, **settings)
     configured: Any = module.configure_optimizers()
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-    assert [len(group["params"]) for group in optimizer.param_groups] == [4, 4, 4]
+    scales = [0.01 * scale.item() for scale in module.activation_scales]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [4, 4, *[1] * len(scales)]
     rates = [[group["lr"] for group in optimizer.param_groups]]
     for _ in range(4):
         optimizer.step()
         scheduler.step()
         rates.append([group["lr"] for group in optimizer.param_groups])
-    assert rates[0] == pytest.approx([0.1, 0.01, 0.001])
-    assert rates[2] == pytest.approx([0.1, 0.005, 0.0005])
-    assert rates[4] == pytest.approx([0.1, 0, 0])
+    assert rates[0] == pytest.approx([0.1, 0.001, *scales])
+    assert rates[2] == pytest.approx([0.1, 0.0005, *[scale / 2 for scale in scales]])
+    assert rates[4] == pytest.approx([0.1, 0, *[0 for _ in scales]])
 
 
 def test_rates_of_zero_keep_scales_fixed(small_chain: Chain) -> None:
