@@ -6,6 +6,7 @@ python benchmarks/scoring_cost.py [--batches 4] [--batch-size 32] [--repeats 3]
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 import timm
 import torch
@@ -41,9 +42,9 @@ def plain_scores(chain: Chain, x: torch.Tensor, start: int, stop: int) -> None:
         torch.autograd.grad(loss, found[link + 1])
 
 
-def seconds(function) -> float:
+def seconds(function: Callable[..., object], *arguments: object) -> float:
     began = time.perf_counter()
-    function()
+    function(*arguments)
     return time.perf_counter() - began
 
 
@@ -66,7 +67,7 @@ def main() -> None:
                 forward = statistics.median(seconds(chain.network, x) for _ in range(5))
             ours.append(seconds(HessianScorer(chain, start, stop).update, x) / forward)
             plain.append(seconds(plain_scores, chain, x, start, stop) / forward)
-        blocks, limit = stop - start, len(chain) / 2 + 2
+        blocks, limit = stop - start, (stop - start) / 2 + 2
         print(
             f"{name}: {blocks} blocks, scoring {statistics.median(ours):.2f} forwards "
             f"(spread {min(ours):.2f} to {max(ours):.2f}, limit N/2 + 2 = {limit:.1f}), "

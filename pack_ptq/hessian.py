@@ -57,15 +57,16 @@ class HessianScorer:
     def _add(self, link: int, values: dict[int, Tensor], slope: Tensor | None, label: Tensor | None) -> None:
         with quantized(self.chain.layers_of(link, link + 1).values(), "nearest"):
             output = self.chain.run(values[link].detach(), link, link + 1)
-        change = (output - values[link + 1]).double().flatten(1)
+        change = output - values[link + 1]
         end = len(self.chain)
         logits, reference = self.chain.run(output, link + 1), values[end]
         if self.loss == "kl":
             increase = kl_from_full_precision(logits.double(), reference.double())
         else:
             increase = self._labelled_loss(logits, label) - self._labelled_loss(reference, label)
-        first_order = (change * slope.double().flatten(1)).sum() if slope is not None else change.new_zeros(())
-        sums = torch.stack([increase.double().sum(), first_order, change.square().sum()])
+        first_order = 0.0 if slope is None else (change * slope).sum(dtype=torch.float64)
+        squared = change.square().sum(dtype=torch.float64)
+        sums = torch.stack([increase.double().sum(), torch.as_tensor(first_order).to(squared), squared])
         self.sums[:, link - self.start] += sums.cpu()
 
     def _labelled_loss(self, output: Tensor, label: Tensor | None) -> Tensor:

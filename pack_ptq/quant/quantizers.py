@@ -5,7 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pack_ptq.quant.affine import LearnedStepQuantize, affine_parameters, code_limits, dequantize, quantize
+from pack_ptq.quant.affine import (
+    LearnedStepQuantize,
+    affine_parameters,
+    code_limits,
+    dequantize,
+    fake_quantize,
+    quantize,
+)
 from pack_ptq.quant.observers import ActivationObserver
 from pack_ptq.quant.ranges import weight_range
 from pack_ptq.quant.rounding import rounding_start, soft_rounding
@@ -149,7 +156,10 @@ class ActivationQuantizer(nn.Module):
             self.observer.see_values(x)
         if not self.enabled or self.bits is None:
             return x
-        quantized: Tensor = LearnedStepQuantize.apply(x, self.scale, self.zero_point, code_limits(self.bits, False))
+        limits = code_limits(self.bits, signed=False)
+        if not torch.is_grad_enabled() and self.drop == 0:
+            return fake_quantize(x, self.scale, self.zero_point, limits)
+        quantized: Tensor = LearnedStepQuantize.apply(x, self.scale, self.zero_point, limits)
         if self.drop > 0:
             kept = torch.rand(x.shape, generator=self.generator, device=x.device) < self.drop
             quantized = torch.where(kept, x, quantized)
