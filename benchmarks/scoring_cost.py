@@ -50,7 +50,7 @@ def seconds(function: Callable[..., object], *arguments: object) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     for name, (build, size) in NETWORKS.items():
