@@ -40,36 +40,37 @@ class MemoryBudget:
                 f"which one batch of {len(batch)} takes"
             )
 
-    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> "Storage":
-        """Reserve room for a tensor."""
-        size = dtype.itemsize * int(torch.Size(shape).numel())
+    def allocate(self, count: int, rows: Tensor) -> "Storage":
+        """Reserve room for `count` rows like those of a batch, in the same memory layout."""
+        size = count * rows[:1].nbytes
         if self.used + size > self.limit:
-            return Storage(shape, dtype, None, self)
+            return Storage(count, rows, None, self)
         device = self.device
         if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] * DEVICE_SHARE:
             device = torch.device("cpu")
         self.used += size
-        return Storage(shape, dtype, device, self)
+        return Storage(count, rows, device, self)
 
 
 class Storage:
     """One tensor of (samples, ...) whose rows are written once and then read in any order.
 
     Args:
-        shape: All samples first.
-        dtype: Of the elements.
+        count: Number of samples.
+        like: A batch, which gives the form, type and memory layout of the rows.
         device: Where it lies; nothing for a memory-mapped file.
         budget: To which `close` gives the memory back.
     """
 
-    def __init__(
-        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None, budget: MemoryBudget
-    ) -> None:
+    def __init__(self, count: int, like: Tensor, device: torch.device | None, budget: MemoryBudget) -> None:
         self.budget, self.mapped = budget, device is None
+        order = _memory_order(like)
+        shape = (count, *(like.shape[axis] for axis in order[1:]))
         if device is None:
-            self.tensor = _mapped_tensor(shape, dtype, budget.folder)
+            tensor = _mapped_tensor(shape, like.dtype, budget.folder)
         else:
-            self.tensor = torch.empty(shape, dtype=dtype, device=device)
+            tensor = torch.empty(shape, dtype=like.dtype, device=device)
+        self.tensor = tensor.permute([order.index(axis) for axis in range(like.ndim)])
 
     def __len__(self) -> int:
         return len(self.tensor)
@@ -90,6 +91,12 @@ class Storage:
         if not self.mapped:
             self.budget.used -= self.tensor.nbytes
         self.tensor = torch.empty(0)
+
+
+def _memory_order(x: Tensor) -> list[int]:
+    """Give the axes from the slowest to the fastest, samples first; rows that are not dense are taken as contiguous."""
+    strides = torch.empty_like(x, device="meta").stride()
+    return [0, *sorted(range(1, x.ndim), key=lambda axis: -strides[axis])]
 
 
 def _mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Tensor:
@@ -125,7 +132,7 @@ def fill(budget: MemoryBudget, count: int, batches: Iterable[Tensor], compute: C
         rows = compute(batch)
         if storage is None:
             budget.check_batch(rows)
-            storage = budget.allocate((count, *rows.shape[1:]), rows.dtype)
+            storage = budget.allocate(count, rows)
         storage.tensor[start : start + len(rows)] = rows.to(storage.tensor.device)
         start += len(rows)
     assert storage is not None

@@ -12,6 +12,7 @@ from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.fold import fold_batch_norms
 from pack_ptq.graph.insert import insert_quantized_layers
 from pack_ptq.graph.trace import batch_of, trace_network
+from pack_ptq.quant.layers import TRANSPOSED, QuantizedLayer
 
 TOLERANCE = 1e-3
 
@@ -62,8 +63,16 @@ def prepare(network: nn.Module, example: Tensor, blocks: str | list[str] | None 
         elements = find_chain(trace, blocks, in_place)
         chain = Chain(network, trace, elements, layers, tuple(example.shape[1:]))
         if _agrees(chain, example, expected):
+            _use_channels_last(chain, example, expected)
             return Prepared(chain, tuple(folded), tuple(left_out))
     raise UserError(f"the network run block by block gives another output than the network itself; {HINT}")
+
+
+def _use_channels_last(chain: Chain, example: Tensor, expected: Tensor) -> None:
+    """Lay convolutions out channels last, which is faster, if the network's own `view` calls bear it."""
+    chain.network.to(memory_format=torch.channels_last)
+    if not _agrees(chain, example, expected):
+        chain.network.to(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()
@@ -78,16 +87,23 @@ def _agrees(chain: Chain, x: Tensor, expected: Tensor) -> bool:
 
 @torch.no_grad()
 def _note_sizes(network: nn.Module, layers: dict, example: Tensor) -> None:
-    """Note how many input elements one sample brings to each layer, by which reports weight activation bits."""
-    counts = dict.fromkeys(layers, 0)
+    """Note how many input elements one sample brings to each layer, and how many multiplications it needs there."""
+    counts = {path: [0, 0] for path in layers}
+
+    def count(path: str, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
+        # Each output element of a convolution is a sum over one filter; in a transposed one, each input element is
+        # spread by one.
+        spread = isinstance(layer.layer, TRANSPOSED)
+        elements = (x if spread else output).numel() // len(example)
+        counts[path][0] += x.numel() // len(example)
+        counts[path][1] += elements * (layer.weight.numel() // max(1, layer.weight.shape[0]))
+
     handles = [
-        layer.register_forward_pre_hook(
-            lambda _, args, path=path: counts.__setitem__(path, counts[path] + args[0].numel() // len(example))
-        )
+        layer.register_forward_hook(lambda layer, args, output, path=path: count(path, layer, args[0], output))
         for path, layer in layers.items()
     ]
     network(example)
     for handle in handles:
         handle.remove()
     for path, layer in layers.items():
-        layer.input_elements = counts[path]
+        layer.input_elements, layer.macs = counts[path]

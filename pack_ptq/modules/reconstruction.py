@@ -15,6 +15,7 @@ from pack_ptq.distributed import all_reduce
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
 from pack_ptq.losses import reconstruction_loss
+from pack_ptq.quant.dropping import random_mask
 from pack_ptq.quant.quantizers import WeightMode
 from pack_ptq.quant.rounding import rounding_penalty, settled
 from pack_ptq.schedules import cosine_to_zero, penalty_beta
@@ -139,10 +140,8 @@ class PackReconstruction(L.LightningModule):
         """Give reconstruction loss plus rounding penalty, on an input that mixes both paths (QDrop)."""
         full_input, quantized_input, target = batch
         if self.spec.input_drop > 0 and self.unit.start > 0:
-            from_full = (
-                torch.rand(full_input.shape, generator=self._own, device=full_input.device) < self.spec.input_drop
-            )
-            quantized_input = torch.where(from_full, full_input, quantized_input)
+            from_full = random_mask(full_input, self.spec.input_drop, self._own)
+            quantized_input = torch.lerp(quantized_input, full_input, from_full)
         output = self.chain.run(quantized_input, self.unit.start, self.unit.stop)
         loss = reconstruction_loss(output, target)
         beta = penalty_beta(index, self.steps, self.spec)

@@ -51,21 +51,37 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[in
 class LearnedStepQuantize(torch.autograd.Function):
     """Fake quantization per tensor with LSQ's gradient for the scale (arXiv 1902.08153, eq. 3), without its rescaling.
 
-    Adam is blind to a constant factor on a gradient, so LSQ's `1 / sqrt(N Q_p)` would change nothing.
+    Adam is blind to a constant factor on a gradient, so LSQ's `1 / sqrt(N Q_p)` would change nothing. Elements where
+    `kept` is 1 go through as they are (QDrop, arXiv 2203.05740). Masks are floats and steps are in place, since this
+    is run for every activation in every step of a fit.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:  # type: ignore[override]  # noqa: D102
+    def forward(  # noqa: D102
+        ctx, x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int], kept: Tensor | None = None
+    ) -> Tensor:  # type: ignore[override]
         steps = x / scale
-        shifted = torch.round(steps).add_(zero_point)
-        codes = shifted.clamp(*limits)
-        inside = shifted == codes
+        codes = torch.round(steps).add_(zero_point)
+        shifted = codes.clone()
+        codes.clamp_(*limits)
+        outside = shifted.sub_(codes).abs_().clamp_(max=1)
         codes.sub_(zero_point)
-        ctx.save_for_backward(inside, codes - torch.where(inside, steps, 0.0) if scale.requires_grad else None)
-        return codes.mul_(scale)
+        slope = None
+        if ctx.needs_input_grad[1]:
+            # Inside the range round(x/s) - x/s, outside the code of the end that was reached.
+            slope = steps.mul_(outside.neg().add_(1)).neg_().add_(codes)
+        output = codes.mul_(scale)
+        if kept is not None:
+            output = output.lerp_(x, kept)
+            dropped = 1 - kept
+            outside.mul_(dropped)
+            slope = slope if slope is None else slope.mul_(dropped)
+        passed = outside.neg_().add_(1)
+        ctx.save_for_backward(passed if ctx.needs_input_grad[0] else None, slope)
+        return output
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]  # noqa: D102
-        inside, scale_slope = ctx.saved_tensors
-        grad_scale = (grad * scale_slope).sum() if scale_slope is not None else None
-        return grad * inside, grad_scale, None, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]  # noqa: D102
+        passed, slope = ctx.saved_tensors
+        grad_scale = (grad * slope).sum() if slope is not None else None
+        return grad * passed if passed is not None else None, grad_scale, None, None, None

@@ -37,7 +37,7 @@ class QuantizedLayer(nn.Module):
         self.weight_quantizer = WeightQuantizer(channel_axis=1 if isinstance(layer, TRANSPOSED) else 0)
         self.input_quantizer = input_quantizer
         self.integer_bias = False
-        self.input_elements = 0
+        self.input_elements = self.macs = 0  # of one sample
 
     @property
     def weight(self) -> Tensor:

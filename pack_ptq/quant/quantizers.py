@@ -13,6 +13,7 @@ from pack_ptq.quant.affine import (
     fake_quantize,
     quantize,
 )
+from pack_ptq.quant.dropping import random_mask
 from pack_ptq.quant.observers import ActivationObserver
 from pack_ptq.quant.ranges import weight_range
 from pack_ptq.quant.rounding import rounding_start, soft_rounding
@@ -159,8 +160,5 @@ class ActivationQuantizer(nn.Module):
         limits = code_limits(self.bits, signed=False)
         if not torch.is_grad_enabled() and self.drop == 0:
             return fake_quantize(x, self.scale, self.zero_point, limits)
-        quantized: Tensor = LearnedStepQuantize.apply(x, self.scale, self.zero_point, limits)
-        if self.drop > 0:
-            kept = torch.rand(x.shape, generator=self.generator, device=x.device) < self.drop
-            quantized = torch.where(kept, x, quantized)
-        return quantized
+        kept = random_mask(x, self.drop, self.generator) if self.drop > 0 else None
+        return LearnedStepQuantize.apply(x, self.scale, self.zero_point, limits, kept)
