@@ -37,7 +37,7 @@ def bare(module: PackReconstruction, batches) -> None:
 def seconds(chain: Chain, unit: Unit, data: PackData, recipe: Recipe, through_lightning: bool) -> float:
     spec, steps = recipe.reconstruction, recipe.steps
     module = PackReconstruction(chain, unit, spec, steps, seed=0)
-    batches = loader(data, spec, steps, seed=0)
+    batches = loader(data, spec.batch_size, steps, seed=0)
     began = time.perf_counter()
     if through_lightning:
         callbacks = [KeepBest(data, set()), ReconstructionMonitor(), RunProgress([unit], steps, enabled=False)]

@@ -3,6 +3,7 @@
 from pack_ptq.callbacks.bits import BitAssignment, UniformBits
 from pack_ptq.callbacks.evaluation import Evaluation
 from pack_ptq.callbacks.keep_best import KeepBest
+from pack_ptq.callbacks.mixed_bits import MixedBits
 from pack_ptq.callbacks.monitor import ReconstructionMonitor
 from pack_ptq.callbacks.observation import Observation
 from pack_ptq.callbacks.packing import (
@@ -23,6 +24,7 @@ __all__ = [
     "HessianPacking",
     "HessianScoring",
     "KeepBest",
+    "MixedBits",
     "NoPacking",
     "Observation",
     "Packing",

@@ -62,3 +62,25 @@ class RunProgress(L.Callback):
         """Leave the screen in order."""
         self.steps.close()
         self.units.close()
+
+
+class StepProgress(L.Callback):
+    """One bar over the steps of a fit; nothing where the output is no terminal.
+
+    Args:
+        what: Name of the fit.
+        steps: Its steps.
+        enabled: Whether to show anything; only one process should.
+    """
+
+    def __init__(self, what: str, steps: int, enabled: bool = True) -> None:
+        hidden = not enabled or not sys.stderr.isatty()
+        self.steps = tqdm(total=steps, desc=what, unit="step", leave=False, disable=hidden)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        """Count a step."""
+        self.steps.update()
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Leave the screen in order."""
+        self.steps.close()

@@ -6,31 +6,43 @@ import lightning as L
 import torch
 
 from pack_ptq.errors import UserError, refuse
-from pack_ptq.hessian import HessianScorer
+from pack_ptq.hessian import HessianScorer, check_variant
 from pack_ptq.modules.network import WholeNetwork
 from pack_ptq.packing import inner_links
 from pack_ptq.types import BlockScores
 
 
 class HessianScoring(L.Callback):
-    """Hessian scores of all blocks between stem and head; the result is in `scores`.
+    """Hessian scores of all blocks between stem and head (METHOD P1); the result is in `scores`.
 
     Args:
         loss: `kl` against the full-precision output, which needs no labels, or the labelled `task` loss.
         num_samples: Calibration samples to score on, over all processes together; all of them if not given.
+        variant: The `paper`'s score, or that of the authors' `release`: KL with the quantized network as reference,
+            and the squared change averaged over a block's output elements instead of summed.
+
+    Raises:
+        UserError: `num_samples` is below 1, or the variant does not know the loss.
     """
 
-    def __init__(self, loss: Literal["kl", "task"] = "kl", num_samples: int | None = None) -> None:
+    def __init__(
+        self,
+        loss: Literal["kl", "task"] = "kl",
+        num_samples: int | None = None,
+        variant: Literal["paper", "release"] = "paper",
+    ) -> None:
         if num_samples is not None and num_samples < 1:
             raise refuse("scoring.init_args.num_samples", num_samples, "1 or more")
-        self.loss, self.num_samples = loss, num_samples
+        check_variant(variant, loss)
+        self.loss, self.num_samples, self.variant = loss, num_samples, variant
         self.scores: BlockScores | None = None
         self._scorer: HessianScorer | None = None
 
     def on_validation_start(self, trainer: L.Trainer, module: WholeNetwork) -> None:  # type: ignore[override]
         """Begin with empty sums."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._scorer = HessianScorer(module.chain, *inner_links(module.chain), self.loss, data.task_loss)
+        start, stop = inner_links(module.chain)
+        self._scorer = HessianScorer(module.chain, start, stop, self.loss, data.task_loss, self.variant)
 
     def on_validation_batch_end(  # type: ignore[override]
         self,

@@ -87,6 +87,20 @@ class PTQData(L.LightningDataModule, ABC):
             form = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise UserError(f"the network's output is {form}; allowed for classification: one tensor (batch, classes)")
 
+    @property
+    def augments(self) -> bool:
+        """Whether `augment` gives anything but its input; a subclass that overrides one overrides both."""
+        return False
+
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Change calibration inputs at random, as this kind of data allows, for recipes that take several views.
+
+        Args:
+            inputs: A batch as `calibration_dataset` gives it, on the CPU.
+            generator: Source of every choice.
+        """
+        return inputs
+
     def use_preprocessing(self, preprocessing: Preprocessing | None) -> None:
         """Take the network's own wishes for its input; what the user set goes before them."""
 

@@ -4,15 +4,17 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from pack_ptq.datamodules.base import KEY, PTQData
 from pack_ptq.datamodules.classification import accuracies, check_num_scores
+from pack_ptq.datamodules.image_augmentation import Augmentation, change_images
 from pack_ptq.datamodules.image_check import corrupt_files, first_readable
 from pack_ptq.datamodules.image_files import ImageFile, ImageFiles
 from pack_ptq.datamodules.image_listing import class_folders, first_names, list_images, read_classes
@@ -41,6 +43,8 @@ class ImageFolderData(PTQData):
         calibration_seed: Decides which images calibrate.
         batch_size: Samples per batch and process, 1 or more.
         num_workers: Loader processes; 0 loads in the main process.
+        augmentation: How further views of a calibration image differ from it, for recipes that take several: mirrored,
+            moved by up to an eighth of the size, both, or not at all (`none` keeps recipes to one view).
         on_corrupt: Refuse to start with images that cannot be decoded, or skip them (calibration draws others).
 
     Raises:
@@ -61,6 +65,7 @@ class ImageFolderData(PTQData):
         calibration_seed: int = 0,
         batch_size: int = 64,
         num_workers: int = 0,
+        augmentation: Augmentation = "flip_shift",
         on_corrupt: Literal["refuse", "skip"] = "refuse",
     ) -> None:
         super().__init__(batch_size, num_workers)
@@ -68,6 +73,9 @@ class ImageFolderData(PTQData):
             raise refuse(f"{KEY}.num_calibration", num_calibration, "1 or more, or null for all images")
         if on_corrupt not in ("refuse", "skip"):
             raise refuse(f"{KEY}.on_corrupt", on_corrupt, "refuse or skip")
+        if augmentation not in get_args(Augmentation):
+            raise refuse(f"{KEY}.augmentation", augmentation, ", ".join(get_args(Augmentation)))
+        self.augmentation = augmentation
         self.calibration_dir, self.test_dir = Path(calibration_dir), Path(test_dir)
         self.classes = None if classes is None else Path(classes)
         self.num_calibration, self.calibration_seed = num_calibration, calibration_seed
@@ -96,6 +104,15 @@ class ImageFolderData(PTQData):
     def test_dataset(self) -> Dataset:
         """Give all test images, sorted by path."""
         return ImageFiles(self.test_files, image_transform(self.preprocessing()))
+
+    @property
+    def augments(self) -> bool:
+        """Whether calibration images have further views."""
+        return self.augmentation != "none"
+
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Mirror and move images, each by a choice of its own."""
+        return change_images(inputs, self.augmentation, generator)
 
     def metrics(self) -> dict[str, Metric]:
         """Give fresh accuracies: `top1`, and `top5` where there are at least 10 classes."""

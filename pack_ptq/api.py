@@ -26,11 +26,11 @@ from pack_ptq.models.finite import check_activations, check_finite
 from pack_ptq.modules.network import WholeNetwork
 from pack_ptq.pipeline import Pipeline
 from pack_ptq.reconstruct import check_cache
-from pack_ptq.report import bit_summary, peak_memory, render, size_summary
+from pack_ptq.report import bit_summary, mixed_summary, peak_memory, render, size_summary
 from pack_ptq.runs import RunFolder, network_digest
-from pack_ptq.states import put_rest_state, put_unit_state
+from pack_ptq.states import put_rest_state, put_tuned_state, put_unit_state
 from pack_ptq.trainers import check_hardware, is_first_process, make_trainer
-from pack_ptq.types import Hardware, Plan, Preprocessing, Recipe, UnitResult
+from pack_ptq.types import Hardware, Plan, Preprocessing, Recipe, TuningResult, UnitResult
 
 PACKAGES = ("pack-ptq", "torch", "torchvision", "lightning", "torchmetrics", "timm")
 WEIGHTS = ("pretrained", "checkpoint")  # which a run folder makes needless
@@ -105,10 +105,13 @@ def quantize(
     plan = pipeline.plan(scoring, packing, bits)
     nearest = pipeline.measure("rounded_to_nearest", "nearest")
     results = pipeline.reconstruct(plan)
+    tuning = pipeline.tune()
     final = pipeline.measure("quantized", "hard")
     metrics = {"full_precision": full, "rounded_to_nearest": nearest, "quantized": final}
     metrics["num_samples"] = json.loads(folder.measured.read_text())["num_samples"]
-    report = compose_report(config, prepared, plan, results, metrics, pipeline.device, time.perf_counter() - began)
+    report = compose_report(
+        config, prepared, plan, results, tuning, metrics, pipeline.device, time.perf_counter() - began
+    )
     if is_first_process():
         folder.write_json(folder.report, report)
         pipeline.logger.experiment.add_text("report", f"<pre>{render(report, str(folder.path))}</pre>")
@@ -177,6 +180,7 @@ def compose_report(
     prepared: Prepared,
     plan: Plan,
     results: list[UnitResult],
+    tuning: TuningResult | None,
     metrics: dict[str, Any],
     device: torch.device,
     seconds: float,
@@ -191,11 +195,12 @@ def compose_report(
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "processes": config["hardware"]["devices"],
         "metrics": metrics,
-        "bits": bit_summary(prepared.chain, list(plan.units), plan.bits),
+        "bits": bit_summary(prepared.chain, list(plan.units), plan.bits) | mixed_summary(plan.mixed),
         "size_bytes": size_summary(prepared.chain, plan.bits),
         "packs": [list(unit.blocks) for unit in plan.units if unit.kind == "pack"],
         "scores": dict(zip(plan.scores.names, plan.scores.scores, strict=True)),
         "reconstruction": [result.to_json() for result in results],
+        "tuning": None if tuning is None else tuning.to_json(),
         "folded": list(prepared.folded),
         "left_out": list(prepared.left_out),
         "seconds": {
@@ -204,6 +209,7 @@ def compose_report(
                 "per_pack": {result.name: result.seconds for result in results},
                 "total": sum(result.seconds for result in results),
             },
+            "tuning": 0.0 if tuning is None else tuning.seconds,
             "total": seconds,
         },
         "peak_memory_bytes": peak_memory(),
@@ -241,6 +247,8 @@ def load_prepared(run_dir: str | Path, network: nn.Module | None = None) -> tupl
     put_rest_state(prepared.chain.network, folder.read_tensors(folder.network))
     for index in range(len(plan.units)):
         put_unit_state(prepared.chain, folder.read_tensors(folder.pack(index)))
+    if folder.tuned.exists():
+        put_tuned_state(prepared.chain, folder.read_tensors(folder.tuned))
     switch(prepared.chain.layers.values(), "hard", activations=True)
     return prepared, loaded.preprocessing
 

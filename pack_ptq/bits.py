@@ -1,11 +1,49 @@
 """Give every layer its bits: those of its pack, and those of the protocol for the first and the last layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pack_ptq.types import BitPlan, Recipe
 
 # The highest candidate of the release's mixed mode by target width (METHOD P4).
 HIGHEST_CANDIDATE = {2: 4, 3: 4, 4: 6, 5: 8, 6: 8, 7: 8, 8: 8}
+# What packs may get around a target width; 3, 4 and 6 are the paper's (METHOD P4).
+CANDIDATES = {2: (2, 3, 4), 3: (2, 3, 4), 4: (3, 4, 6), 5: (4, 5, 6), 6: (4, 6, 8), 7: (6, 7, 8), 8: (6, 7, 8)}
+UNQUANTIZED = 32
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """Counts of a layer, the last two for one sample.
+
+    Attributes:
+        weights: Elements of the weight.
+        inputs: Elements of the input.
+        macs: Multiplications with accumulation.
+    """
+
+    weights: int
+    inputs: int
+    macs: int
+
+
+def protocol_bits(first: str, last: str, recipe: Recipe) -> BitPlan:
+    """Give the bits that the protocol fixes, whatever the packs get (METHOD, 'First and last layer')."""
+    weight: dict[str, int] = {}
+    activation: dict[str, int | None] = {first: None}  # the image itself
+    if recipe.protocol == "first_last_8":
+        weight[first] = weight[last] = activation[first] = activation[last] = 8
+    elif recipe.protocol == "boundary_high":
+        weight[first] = weight[last] = HIGHEST_CANDIDATE[recipe.weight.bits]
+        if last != first:
+            activation[last] = HIGHEST_CANDIDATE[recipe.activation.bits]
+    return BitPlan(weight, activation)
+
+
+def unit_bits(layers: Sequence[str], bits: tuple[int, int], protocol: BitPlan) -> BitPlan:
+    """Give the layers of one unit its weight and activation bits, where the protocol leaves them free."""
+    weight = {path: protocol.weight.get(path, bits[0]) for path in layers}
+    return BitPlan(weight, {path: protocol.activation.get(path, bits[1]) for path in layers})
 
 
 def plan_bits(packs: Sequence[Sequence[str]], pack_bits: Sequence[tuple[int, int]], recipe: Recipe) -> BitPlan:
@@ -18,18 +56,30 @@ def plan_bits(packs: Sequence[Sequence[str]], pack_bits: Sequence[tuple[int, int
     """
     weight: dict[str, int] = {}
     activation: dict[str, int | None] = {}
-    for layers, (weight_bits, activation_bits) in zip(packs, pack_bits, strict=True):
-        weight.update(dict.fromkeys(layers, weight_bits))
-        activation.update(dict.fromkeys(layers, activation_bits))
-    first, last = packs[0][0], packs[-1][-1]
-    activation[first] = None  # the image itself
-    if recipe.protocol == "first_last_8":
-        weight[first] = weight[last] = activation[first] = activation[last] = 8
-    elif recipe.protocol == "boundary_high":
-        weight[first] = weight[last] = HIGHEST_CANDIDATE[recipe.weight.bits]
-        if last != first:
-            activation[last] = HIGHEST_CANDIDATE[recipe.activation.bits]
+    protocol = protocol_bits(packs[0][0], packs[-1][-1], recipe)
+    for layers, bits in zip(packs, pack_bits, strict=True):
+        unit = unit_bits(layers, bits, protocol)
+        weight.update(unit.weight)
+        activation.update(unit.activation)
     return BitPlan(weight, activation)
+
+
+def spending(plan: BitPlan, sizes: Mapping[str, LayerSize]) -> dict[str, int]:
+    """Give what the bits of some layers cost, as whole numbers that add up over layers.
+
+    Returns:
+        `weight_bits` and `activation_bits`, which are the averages before their division by the elements;
+        `weight_bytes` of codes packed layer by layer; `bit_operations`, MACs x weight bits x activation bits of one
+        sample. An input that is not quantized counts 32 bits.
+    """
+    total = dict.fromkeys(("weight_bits", "activation_bits", "weight_bytes", "bit_operations"), 0)
+    for path, weight in plan.weight.items():
+        size, activation = sizes[path], plan.activation[path] or UNQUANTIZED
+        total["weight_bits"] += weight * size.weights
+        total["activation_bits"] += activation * size.inputs
+        total["weight_bytes"] += -(-weight * size.weights // 8)
+        total["bit_operations"] += size.macs * weight * activation
+    return total
 
 
 def average_weight_bits(bits: dict[str, int], elements: dict[str, int]) -> float:
@@ -39,4 +89,4 @@ def average_weight_bits(bits: dict[str, int], elements: dict[str, int]) -> float
 
 def average_activation_bits(bits: dict[str, int | None], elements: dict[str, int]) -> float:
     """Give the mean bits of a layer's input element; an input that is not quantized counts 32."""
-    return sum((bits[path] or 32) * elements[path] for path in bits) / sum(elements[path] for path in bits)
+    return sum((bits[path] or UNQUANTIZED) * elements[path] for path in bits) / sum(elements[path] for path in bits)

@@ -62,8 +62,14 @@ def observe(chain: Chain, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> 
         merge_observers(chain, what)
 
 
-def set_ranges(chain: Chain, plan: BitPlan, recipe: Recipe) -> None:
+def set_ranges(chain: Chain, plan: BitPlan, recipe: Recipe, before: BitPlan | None = None) -> None:
     """Choose every scale and zero point for the planned bits; `observe` must have run.
+
+    Args:
+        chain: The prepared network.
+        plan: Bits of every layer.
+        recipe: Kinds of ranges.
+        before: The plan that the ranges are set for now; weights whose bits stay are not searched again.
 
     Raises:
         UserError: A layer's weight holds NaN or infinity; the message names the layer.
@@ -72,7 +78,8 @@ def set_ranges(chain: Chain, plan: BitPlan, recipe: Recipe) -> None:
     for path, layer in chain.layers.items():
         if not torch.isfinite(layer.weight).all():
             raise UserError(f"the weight of layer {path} holds NaN or infinity; allowed: finite weights")
-        layer.weight_quantizer.set_range(layer.weight, replace(recipe.weight, bits=plan.weight[path]), symmetric)
+        if before is None or before.weight[path] != plan.weight[path]:
+            layer.weight_quantizer.set_range(layer.weight, replace(recipe.weight, bits=plan.weight[path]), symmetric)
         bits = plan.activation[path]
         layer.input_quantizer.set_range(None if bits is None else replace(recipe.activation, bits=bits))
         layer.integer_bias = recipe.profile == "deploy"

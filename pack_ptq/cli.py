@@ -1,4 +1,4 @@
-"""The command line: a dictionary of typed functions, read by jsonargparse."""
+"""The command line: the typed functions of `commands`, read by jsonargparse."""
 
 import errno
 import inspect
@@ -8,116 +8,43 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from importlib.resources import files
-from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jsonargparse
 import torch.distributed as dist
 
-from pack_ptq import api
-from pack_ptq.callbacks import BitAssignment, Evaluation, HessianPacking, HessianScoring, Packing, UniformBits
-from pack_ptq.datamodules import PTQData
+from pack_ptq.commands import COMMANDS, compare, quantize
+from pack_ptq.compare import plan_runs
+from pack_ptq.configs.shipped import config_file
 from pack_ptq.distributed import world
-from pack_ptq.errors import UserError, refuse
+from pack_ptq.errors import UserError
 from pack_ptq.models import ModelSource
 from pack_ptq.parse_errors import reword
-from pack_ptq.report import render
 from pack_ptq.trainers import is_first_process
-from pack_ptq.types import Hardware, Recipe
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # TensorBoard's writer raises these as they are
 PATIENCE = 10.0  # seconds
-
-
-def quantize(
-    model: ModelSource,
-    data: PTQData,
-    recipe: Recipe = Recipe(),  # noqa: B008
-    scoring: HessianScoring = HessianScoring(),  # noqa: B008
-    packing: Packing = HessianPacking(),  # noqa: B008
-    bits: BitAssignment = UniformBits(),  # noqa: B008
-    evaluation: Evaluation = Evaluation(),  # noqa: B008
-    hardware: Hardware = Hardware(),  # noqa: B008
-    seed: int = 0,
-    run_dir: str | None = None,
-) -> None:
-    """Quantize a network and measure it.
-
-    Args:
-        model: Where the network comes from.
-        data: Calibration and test samples.
-        recipe: Bits, protocol, profile and effort.
-        scoring: How blocks are scored.
-        packing: How blocks are packed.
-        bits: How packs get their bits.
-        evaluation: How the network is measured.
-        hardware: Where to run.
-        seed: Of every random choice, 0 or more.
-        run_dir: Folder of the run; `runs/<network>-<bits>-seed<seed>` if not given.
-    """
-    folder = run_dir or str(api.default_run_dir(api.configuration(model, data, recipe, {}, hardware, seed)))
-    result = api.quantize(
-        model, data, recipe, scoring, packing, bits, evaluation, hardware, seed, folder, show=True
-    )  # fmt: skip
-    if is_first_process():
-        print(render(result, folder))
-
-
-def evaluate(run_dir: str, hardware: Hardware = Hardware()) -> None:  # noqa: B008
-    """Measure the quantized network of a run again, on the test samples of its configuration.
-
-    Args:
-        run_dir: Folder of the run.
-        hardware: Where to run.
-    """
-    _, config = api.open_finished(run_dir)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--data", type=PTQData)
-    data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
-    values = api.evaluate(run_dir, data, hardware=hardware)
-    if is_first_process():
-        print("  ".join(f"{name} {value:.2f}" for name, value in values.items()))
-
-
-def report(run_dir: str) -> None:
-    """Show the report of a finished run.
-
-    Args:
-        run_dir: Folder of the run.
-    """
-    print(render(api.read_report(run_dir), run_dir))
-
-
-def configs() -> None:
-    """List the shipped configurations."""
-    root = Path(str(files("pack_ptq.configs")))
-    for path in sorted(root.rglob("*.yaml")):
-        first = path.read_text().splitlines()[0].lstrip("# ")
-        print(f"{path.relative_to(root).with_suffix('').as_posix():32s} {first}")
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "quantize": quantize,
-    "evaluate": evaluate,
-    "report": report,
-    "configs": configs,
+OF_COMPARE: dict[str, dict[str, Any]] = {
+    "--recipes": {
+        "nargs": "+",
+        "type": str,
+        "required": True,
+        "help": "names below configs/recipes (`pack-ptq configs` lists them), YAML files of your own, or `none` for "
+        "the configuration alone; what a recipe states goes before the keys for every run",
+    },
+    "--seeds": {
+        "nargs": "+",
+        "type": int,
+        "default": [0, 1, 2],
+        "help": "of the runs of each recipe; a seed also draws the calibration images where the datamodule has a "
+        "`calibration_seed`, unless that is given as a key",
+    },
+    "--out": {
+        "type": str,
+        "default": "runs/compare",
+        "help": "folder of comparison.md, comparison.json and a run folder RECIPE-seedSEED for each run",
+    },
 }
-
-
-def config_file(name: str) -> str:
-    """Give the file of a shipped configuration by its name, or of the user's own by its path.
-
-    Raises:
-        UserError: There is neither.
-    """
-    if Path(name).is_file():
-        return name
-    shipped = Path(str(files("pack_ptq.configs"))) / f"{name}.yaml"
-    if not shipped.is_file():
-        raise refuse("config", name, "a YAML file, or a name that `pack-ptq configs` lists")
-    return str(shipped)
 
 
 def build_parser() -> jsonargparse.ArgumentParser:
@@ -127,13 +54,20 @@ def build_parser() -> jsonargparse.ArgumentParser:
     )
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
-        sub = jsonargparse.ArgumentParser(description=(function.__doc__ or "").splitlines()[0], exit_on_error=False)
-        if name == "quantize":
-            sub.add_argument("--config", action="config", help="a YAML file, or the name of a shipped configuration")
+        first = (function.__doc__ or "").splitlines()[0]
+        sub = jsonargparse.ArgumentParser(description=first, exit_on_error=False)
+        if function is quantize:
+            help_of_config = "a YAML file, or the name of a shipped configuration; a further one overrides its keys"
+            sub.add_argument("--config", action="config", help=help_of_config)
             # As an argument of the function, `model.class_path` would be taken for a subclass of ModelSource.
             sub.add_class_arguments(ModelSource, "model")
-        sub.add_function_arguments(function, as_positional=False, skip={"model"})
-        commands.add_subcommand(name, sub, help=(function.__doc__ or "").splitlines()[0])
+        if function is compare:
+            sub.description = f"{first} Any further key of `pack-ptq quantize`, such as --config, goes to every run."
+            for option, settings in OF_COMPARE.items():
+                sub.add_argument(option, **settings)
+        else:
+            sub.add_function_arguments(function, as_positional=False, skip={"model"})
+        commands.add_subcommand(name, sub, help=first)
     return parser
 
 
@@ -141,6 +75,8 @@ def _keys(arguments: list[str]) -> list[str]:
     function = COMMANDS.get(arguments[0] if arguments else "")
     if function is None:
         return list(COMMANDS)
+    if function is compare:
+        return [option.removeprefix("--") for option in OF_COMPARE]
     keys = list(inspect.signature(function).parameters)
     if function is quantize:
         keys += ["config", *(f"model.{name}" for name in inspect.signature(ModelSource).parameters)]
@@ -157,21 +93,45 @@ def _with_config_files(arguments: list[str]) -> list[str]:
     return resolved
 
 
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Part the options of `compare` from the keys for its runs."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    is_key = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            is_key = argument.partition("=")[0] not in (*OF_COMPARE, "--help")
+        parts[is_key].append(argument)
+    return parts
+
+
+def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """Give the command and its typed, checked arguments.
+
+    Raises:
+        UserError: Something the user gave cannot serve.
+    """
+    own, keys = _split(arguments) if arguments[:1] == ["compare"] else (arguments, [])
+    parser = build_parser()
+    try:
+        chosen = parser.instantiate_classes(parser.parse_args(_with_config_files(own)))
+    except jsonargparse.ArgumentError as error:
+        raise UserError(reword(str(error), _keys(arguments))) from error
+    values = dict(chosen[chosen.command])
+    values.pop("config", None)
+    if chosen.command == "compare":
+        runs = plan_runs(keys, parse=lambda further: parse(["quantize", *further])[1], **values)
+        values = {"runs": runs, "out": values["out"]}
+    return chosen.command, values
+
+
 def run(arguments: list[str]) -> None:
     """Run one command.
 
     Raises:
         UserError: Something the user gave cannot serve.
     """
-    parser = build_parser()
-    try:
-        config = parser.parse_args(_with_config_files(arguments))
-        chosen = parser.instantiate_classes(config)
-    except jsonargparse.ArgumentError as error:
-        raise UserError(reword(str(error), _keys(arguments))) from error
-    values = dict(chosen[chosen.command])
-    values.pop("config", None)
-    COMMANDS[chosen.command](**values)
+    command, values = parse(arguments)
+    COMMANDS[command](**values)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,11 +22,13 @@ def reword(message: str, keys: Sequence[str]) -> str:
     if unknown := re.search(r"(?:Option|option) '([^']+)'|unrecognized arguments: (?:--)?([^\s=]+)", message):
         name = unknown[1] or unknown[2]
         names = _parameters(holder) if holder is not None else _beside(name, keys)
-        return f"{'.'.join([*path, name])} is no key; allowed: {', '.join(names)}"
+        return f"{'.'.join([*path, name])} is no key; allowed: {', '.join(names) or 'none'}"
     if wrong := re.search(r"Expected an? (.*)\. Got value: (.*)", message):
         return f"{'.'.join(path)} is {wrong[2]!r}; allowed: {_readable(wrong[1])}"
     if union := re.search(r"Subtypes: \[(.*)\]\n.*Given value: ([^\n]*)", message, re.DOTALL):
         return f"{'.'.join(path)} is {union[2]!r}; allowed: {_readable(union[1])}"
+    if section := re.search(r"Not a valid subclass of (\w+)\. Got value: ([^\n{]*)\n", message):
+        return f"{'.'.join(path)} is {section[2]!r}; allowed: keys of {section[1]}, or class_path and init_args"
     lines = [line.strip() for line in message.splitlines()]
     rest = [line for line in lines if line and not line.startswith(("Parser key", "Problem with given class_path"))]
     given = f" is {holder!r}" if holder is not None and _import(holder) is None else ""

@@ -17,9 +17,18 @@ from pack_ptq.modules.network import WholeNetwork
 from pack_ptq.quant.quantizers import WeightMode
 from pack_ptq.reconstruct import reconstruct
 from pack_ptq.runs import RunFolder
-from pack_ptq.states import put_ranges_state, put_unit_state, ranges_state, rest_state, unit_state
+from pack_ptq.states import (
+    put_ranges_state,
+    put_tuned_state,
+    put_unit_state,
+    ranges_state,
+    rest_state,
+    tuned_state,
+    unit_state,
+)
 from pack_ptq.trainers import is_first_process, make_trainer
-from pack_ptq.types import BitPlan, Hardware, Plan, Recipe, Unit, UnitResult
+from pack_ptq.tune import tune
+from pack_ptq.types import BitPlan, Hardware, Plan, Recipe, TuningResult, Unit, UnitResult
 
 
 class Pipeline:
@@ -95,13 +104,18 @@ class Pipeline:
         uniform = BitPlan(dict.fromkeys(layers, recipe.weight.bits), dict.fromkeys(layers, recipe.activation.bits))
         set_ranges(self.chain, uniform, recipe)
         self._say("scoring blocks")
-        seconds = self._validate([scoring, packing, bits], forward=False, logger=self.logger)
+        together: list[L.Callback] = [scoring, packing] if bits.needs_pass else [scoring, packing, bits]
+        seconds = {"calibration": calibration, "scoring": self._validate(together, forward=False, logger=self.logger)}
+        if bits.needs_pass:
+            self._say("measuring the sensitivity of packs")
+            bits.units = packing.units
+            seconds["sensitivity"] = self._validate([bits], forward=False, logger=self.logger)
         assert scoring.scores is not None
         assert bits.plan is not None
-        set_ranges(self.chain, bits.plan, recipe)
+        set_ranges(self.chain, bits.plan, recipe, before=uniform)
         if self.is_first:
             units, shape = tuple(packing.units), self.chain.input_shape
-            plan = Plan(scoring.scores, units, bits.plan, shape, {"calibration": calibration, "scoring": seconds})
+            plan = Plan(scoring.scores, units, bits.plan, shape, seconds, bits.mixed)
             self.folder.write_json(self.folder.plan, plan.to_json())
             self.folder.write_tensors(self.folder.network, rest_state(self.chain))
             self.folder.write_tensors(self.folder.calibration, ranges_state(self.chain))
@@ -127,7 +141,30 @@ class Pipeline:
             self._load_unit,
             self._save_unit,
             self.show,
+            self.data.augment if self.data.augments else None,
         )
+
+    def tune(self) -> TuningResult | None:
+        """Tune the whole network, if the recipe says so and no earlier run has."""
+        if not self.recipe.tuning_steps:
+            return None
+        if not self.folder.tuned.exists():
+            self._say("tuning scales and biases")
+            result = tune(
+                self.chain,
+                self.data.val_dataloader(),
+                self.recipe,
+                self.seed,
+                self.hardware,
+                self.logger,
+                self.folder.path,
+                self.show,
+                self.data.augment if self.data.augments else None,
+            )
+            if self.is_first:
+                self.folder.write_tensors(self.folder.tuned, tuned_state(self.chain, result))
+        barrier()
+        return put_tuned_state(self.chain, self.folder.read_tensors(self.folder.tuned))
 
     def _load_unit(self, index: int) -> UnitResult | None:
         path = self.folder.pack(index)

@@ -1,6 +1,5 @@
 """Reconstruct the units of a chain one after the other, each on what the ones before it really give."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger
-from torch import Tensor
 
 from pack_ptq.cache import MemoryBudget, Storage, fill
 from pack_ptq.callbacks.keep_best import KeepBest
@@ -21,14 +19,10 @@ from pack_ptq.modules.reconstruction import PackData, PackReconstruction, loader
 from pack_ptq.schedules import evaluation_steps
 from pack_ptq.trainers import make_trainer
 from pack_ptq.types import Hardware, Recipe, Unit, UnitResult
+from pack_ptq.views import Augment, Views, derived_seed
 
 Load = Callable[[int], UnitResult | None]
 Save = Callable[[int, Unit, UnitResult], None]
-
-
-def derived_seed(seed: int, unit: int, rank: int) -> int:
-    """Give the seed of one unit and process, so that no two draw alike and a resumed run draws the same."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{unit}/{rank}".encode()).digest()[:7], "big")
 
 
 def check_cache(chain: Chain, batch_size: int, limit: int) -> None:
@@ -79,9 +73,10 @@ def reconstruct_unit(
     started_at = [layer.input_quantizer.scale.detach().clone() for layer in module.layers]
     nearest_loss = module.hard_loss(data, "nearest")
     best = KeepBest(data, evaluation_steps(steps, spec.evaluations))
-    callbacks = [best, ReconstructionMonitor(), *([progress] if progress else [])]
-    trainer = make_trainer(hardware, callbacks, logger, max_steps=steps)
-    trainer.fit(module, loader(data, spec, steps, seed))
+    if steps:
+        callbacks = [best, ReconstructionMonitor(), *([progress] if progress else [])]
+        trainer = make_trainer(hardware, callbacks, logger, max_steps=steps)
+        trainer.fit(module, loader(data, spec.batch_size, steps, seed))
     accepted = bool(best.kept) and best.loss <= nearest_loss  # nothing is kept of a fit whose losses overflow
     chain.network.to(data.target.budget.device)  # Lightning has moved the unit to the CPU
     for index, layer in enumerate(module.layers):
@@ -109,6 +104,7 @@ def reconstruct(
     load: Load = lambda index: None,
     save: Save = lambda index, unit, result: None,
     show: bool = False,
+    augment: Augment | None = None,
 ) -> list[UnitResult]:
     """Reconstruct all units in order; the network then holds hard codes and quantizes its activations.
 
@@ -124,6 +120,7 @@ def reconstruct(
         load: Puts the codes of a unit in place that an earlier run has finished, and gives its result.
         save: Called with every unit that is newly finished.
         show: Whether to show progress bars.
+        augment: Makes further views of the calibration inputs, if the recipe wants them.
 
     Raises:
         UserError: The cache budget is smaller than one batch, or the disk is full.
@@ -136,7 +133,8 @@ def reconstruct(
     results = []
     caches = None
     if len(finished) < len(units):
-        caches = _Caches(chain, batches, MemoryBudget(recipe.reconstruction.cache_bytes, device, folder))
+        views = Views(batches, augment, recipe.reconstruction.views, derived_seed(seed, world()[0]), device)
+        caches = _Caches(chain, views, MemoryBudget(recipe.reconstruction.cache_bytes, device, folder))
     for index, unit in enumerate(units):
         progress.begin(unit)
         result = finished.get(index)
@@ -160,11 +158,11 @@ def reconstruct(
 class _Caches:
     """The inputs of the next unit in both networks, and its target."""
 
-    def __init__(self, chain: Chain, batches: Iterable[Any], budget: MemoryBudget) -> None:
+    def __init__(self, chain: Chain, views: Views, budget: MemoryBudget) -> None:
         self.chain, self.budget = chain, budget
-        inputs = [len(x) for x in _inputs(batches, budget.device)]
-        self.count, self.batch_size = sum(inputs), inputs[0]
-        self.full = fill(budget, self.count, _inputs(batches, budget.device), lambda x: x)
+        sizes = [len(x) for x in views]
+        self.count, self.batch_size = sum(sizes), sizes[0]
+        self.full = fill(budget, self.count, views, lambda x: x)
         self.quantized = self.full
         self.target: Storage | None = None
 
@@ -185,8 +183,3 @@ class _Caches:
     def _run(self, unit: Unit, storage: Storage) -> Storage:
         rows = storage.batches(self.batch_size)
         return fill(self.budget, self.count, rows, lambda x: self.chain.run(x, unit.start, unit.stop))
-
-
-def _inputs(batches: Iterable[Any], device: torch.device) -> Iterable[Tensor]:
-    for batch in batches:
-        yield (batch[0] if isinstance(batch, tuple | list) else batch).to(device)

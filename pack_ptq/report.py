@@ -8,7 +8,7 @@ import torch
 
 from pack_ptq.bits import average_activation_bits, average_weight_bits
 from pack_ptq.graph.chain import Chain
-from pack_ptq.types import BitPlan, Unit
+from pack_ptq.types import BitPlan, MixedPrecision, Unit
 
 SCALE_BYTES, ZERO_POINT_BYTES = 4, 1
 
@@ -26,6 +26,27 @@ def bit_summary(chain: Chain, units: list[Unit], plan: BitPlan) -> dict[str, Any
 
     per_pack = [{"blocks": list(u.blocks), **averages(list(chain.layers_of(u.start, u.stop)))} for u in units]
     return {**averages(list(chain.layers)), "per_pack": per_pack}
+
+
+def mixed_summary(mixed: MixedPrecision | None) -> dict[str, Any]:
+    """Give the entries of a run with mixed precision: what packs got, by which budget and sensitivities; else none."""
+    if mixed is None:
+        return {}
+    return {
+        "mixed": {
+            name: {"weight": weight, "activation": activation} for name, (weight, activation) in mixed.packs.items()
+        },
+        "predicted_kl": mixed.predicted_kl,
+        "budget": {"name": mixed.budget, **mixed.limits},
+        "sensitivity": {
+            pack.name: {
+                kind: {str(width): kl for width, kl in values.items()}
+                for kind, values in (("weight", pack.weight), ("activation", pack.activation))
+            }
+            for pack in mixed.sensitivity
+        },
+        "pareto": [point.to_json() for point in mixed.pareto],
+    }
 
 
 def size_summary(chain: Chain, plan: BitPlan) -> dict[str, int]:
@@ -83,12 +104,30 @@ def render(report: dict[str, Any], run_dir: str) -> str:
         f"profile {report['profile']}, seed {report['seed']}",
         f"{len(report['packs'])} packs: " + " | ".join(" ".join(pack) for pack in report["packs"]),
         f"seconds: calibration {seconds['calibration']:.1f}, scoring {seconds['scoring']:.1f}, "
-        f"reconstruction {seconds['reconstruction']['total']:.1f}, total {seconds['total']:.1f}; "
+        + (f"sensitivity {seconds['sensitivity']:.1f}, " if "sensitivity" in seconds else "")
+        + f"reconstruction {seconds['reconstruction']['total']:.1f}, total {seconds['total']:.1f}; "
         f"peak memory {report['peak_memory_bytes'] / 2**20:,.0f} MiB",
     ]
+    if "mixed" in bits:
+        lines += _mixed_lines(bits)
     if rejected:
         lines.append(f"kept rounded to nearest, for reconstruction ended worse: {', '.join(rejected)}")
     if report["left_out"]:
         lines.append(f"left in full precision, for no call reaches them: {', '.join(report['left_out'])}")
     lines += [f"run folder   {run_dir}", f"TensorBoard  tensorboard --logdir {run_dir}"]
     return "\n".join(lines)
+
+
+def _mixed_lines(bits: dict[str, Any]) -> list[str]:
+    """Give the bits of the packs, the budget and what both are expected to cost."""
+    packs = " | ".join(f"{name} {pack['weight']}/{pack['activation']}" for name, pack in bits["mixed"].items())
+    limits = [
+        f"{key.replace('_', ' ')} {value:,.{2 if key.endswith('average') else 0}f}"
+        for key, value in bits["budget"].items()
+        if key != "name"
+    ]
+    return [
+        f"weight/activation bits: {packs}",
+        f"budget {bits['budget']['name']} (at most {', '.join(limits)}): predicted KL {bits['predicted_kl']:.4g}, "
+        f"summed over packs; {len(bits['pareto'])} points of the Pareto front in report.json and TensorBoard",
+    ]

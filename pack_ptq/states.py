@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pack_ptq.graph.chain import Chain
 from pack_ptq.quant.layers import QuantizedLayer
-from pack_ptq.types import Unit, UnitResult
+from pack_ptq.types import TuningResult, Unit, UnitResult
 
 
 def layer_state(layer: QuantizedLayer) -> dict[str, Any]:
@@ -58,6 +59,21 @@ def put_unit_state(chain: Chain, state: dict[str, Any]) -> UnitResult:
     """Put the codes and scales of a pack file in place."""
     put_ranges_state(chain, state["layers"])
     return UnitResult.from_json(state["result"] | {"blocks": tuple(state["result"]["blocks"])})
+
+
+def tuned_state(chain: Chain, result: TuningResult) -> dict[str, Any]:
+    """Give what the last pass over the network leaves: the state and the bias of every layer, and how it went."""
+    biases = {path: layer.bias.detach() for path, layer in chain.layers.items() if layer.bias is not None}
+    return {"layers": ranges_state(chain), "biases": biases, "result": result.to_json()}
+
+
+@torch.no_grad()
+def put_tuned_state(chain: Chain, state: dict[str, Any]) -> TuningResult:
+    """Put back what `tuned_state` gave."""
+    put_ranges_state(chain, state["layers"])
+    for path, bias in state["biases"].items():
+        chain.layers[path].bias.copy_(bias)  # type: ignore[union-attr]
+    return TuningResult.from_json(state["result"])
 
 
 def rest_state(chain: Chain) -> dict[str, Tensor]:

@@ -80,7 +80,8 @@ class ReconstructionSpec(Record):
     """How one pack is fitted (METHOD P3).
 
     Attributes:
-        steps: Optimisation steps per unit; without it the recipe's `budget` decides.
+        steps: Optimisation steps per unit, 0 for rounding to nearest without a fit; if not given, the recipe's `budget`
+            decides.
         batch_size: Samples per step, taken from the activation cache.
         rounding_lr: Adam's rate for AdaRound's variables.
         activation_scale_lr: Adam's first rate for activation scales, relative to the scale; cosine to 0; 0 keeps them
@@ -93,6 +94,7 @@ class ReconstructionSpec(Record):
         beta: First and last exponent of the penalty.
         evaluations: How often the hardened pack is measured while fitting; the best iterate is kept.
         cache_bytes: Memory for cached activations; what does not fit goes into memory-mapped files.
+        views: How often each calibration sample is taken: once as it is, then changed by the datamodule's `augment`.
     """
 
     steps: int | None = None
@@ -107,17 +109,19 @@ class ReconstructionSpec(Record):
     beta: tuple[float, float] = (20.0, 2.0)
     evaluations: int = 4
     cache_bytes: int = 4 * 2**30
+    views: int = 1
 
     def check(self, key: str) -> None:
         """Refuse values out of range, naming them below `key`.
 
         Raises:
-            UserError: A count is below 1 or a share outside [0, 1].
+            UserError: A count is too low or a share outside [0, 1].
         """
-        for name in ("steps", "batch_size", "evaluations", "cache_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise refuse(f"{key}.{name}", value, "1 or more")
+        if self.steps is not None and self.steps < 0:
+            raise refuse(f"{key}.steps", self.steps, "0 or more")
+        for name in ("batch_size", "evaluations", "cache_bytes", "views"):
+            if getattr(self, name) < 1:
+                raise refuse(f"{key}.{name}", getattr(self, name), "1 or more")
         for name in ("input_drop", "inner_drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise refuse(f"{key}.{name}", getattr(self, name), "0 to 1")
@@ -128,6 +132,43 @@ class ReconstructionSpec(Record):
                 raise refuse(f"{key}.{name}", getattr(self, name), "0 or more")
 
 
+@dataclass(frozen=True)
+class TuningSpec(Record):
+    """How scales and biases of the whole network are tuned when its codes are fixed.
+
+    Attributes:
+        steps: Optimisation steps, 0 for none; if not given, the recipe's `budget` decides.
+        batch_size: Samples per step.
+        weight_scale_lr: Adam's first rate for weight scales, relative to the scale; every rate falls as a cosine to 0.
+        activation_scale_lr: The same for activation scales.
+        bias_lr: The same for biases, relative to the standard deviation of a layer's biases.
+    """
+
+    steps: int | None = 0
+    batch_size: int = 32
+    weight_scale_lr: float = 1e-3
+    activation_scale_lr: float = 3e-3
+    bias_lr: float = 1e-3
+
+    def check(self, key: str) -> None:
+        """Refuse values out of range, naming them below `key`.
+
+        Raises:
+            UserError: A count is too low, a rate below 0, or all rates are 0.
+        """
+        if self.steps is not None and self.steps < 0:
+            raise refuse(f"{key}.steps", self.steps, "0 or more")
+        if self.batch_size < 1:
+            raise refuse(f"{key}.batch_size", self.batch_size, "1 or more")
+        rates = ("weight_scale_lr", "activation_scale_lr", "bias_lr")
+        for name in rates:
+            if not getattr(self, name) >= 0:
+                raise refuse(f"{key}.{name}", getattr(self, name), "0 or more")
+        if not any(getattr(self, name) for name in rates):
+            raise refuse(f"{key}.{rates[0]}", 0.0, f"above 0, or {rates[1]} or {rates[2]} above 0")
+
+
+TUNING_STEPS = {"fast": 100, "default": 400, "best": 2000}
 STEPS = {"fast": 500, "default": 2000, "best": 20000}
 
 
@@ -142,6 +183,7 @@ class Recipe(Record):
         profile: `paper` has asymmetric weights; `deploy` has symmetric signed weights per channel and an int32 bias.
         budget: Steps per unit where `reconstruction.steps` is not given: 500, 2000 or 20000.
         reconstruction: Settings of the fit.
+        tuning: Settings of the last pass over the whole network.
     """
 
     weight: QuantizerSpec = field(default_factory=QuantizerSpec)
@@ -150,6 +192,7 @@ class Recipe(Record):
     profile: Literal["paper", "deploy"] = "paper"
     budget: Literal["fast", "default", "best"] = "default"
     reconstruction: ReconstructionSpec = field(default_factory=ReconstructionSpec)
+    tuning: TuningSpec = field(default_factory=TuningSpec)
 
     def __post_init__(self) -> None:
         _check_choice("recipe.protocol", self.protocol, ("first_last_8", "all", "boundary_high"))
@@ -158,6 +201,7 @@ class Recipe(Record):
         self.weight.check("recipe.weight")
         self.activation.check("recipe.activation")
         self.reconstruction.check("recipe.reconstruction")
+        self.tuning.check("recipe.tuning")
         if self.activation.per_channel:
             raise refuse("recipe.activation.per_channel", True, "false (runtimes want one scale per tensor)")
         if self.profile == "deploy" and not self.weight.per_channel:
@@ -165,8 +209,15 @@ class Recipe(Record):
 
     @property
     def steps(self) -> int:
-        """Optimisation steps per unit."""
-        return self.reconstruction.steps or STEPS[self.budget]
+        """Optimisation steps per unit, 0 for no fit."""
+        steps = self.reconstruction.steps
+        return STEPS[self.budget] if steps is None else steps
+
+    @property
+    def tuning_steps(self) -> int:
+        """Optimisation steps of the last pass over the whole network, 0 for none."""
+        steps = self.tuning.steps
+        return TUNING_STEPS[self.budget] if steps is None else steps
 
 
 @dataclass(frozen=True)
@@ -234,6 +285,67 @@ class BitPlan(Record):
 
 
 @dataclass(frozen=True)
+class PackSensitivity(Record):
+    """What quantizing one pack alone does to the network's output: `KL(p_fp || p_q)` in nats, mean over samples.
+
+    Attributes:
+        name: Of the unit.
+        weight: By width of the weights, inputs unquantized.
+        activation: By width of the layers' inputs, weights unquantized.
+    """
+
+    name: str
+    weight: dict[int, float]
+    activation: dict[int, float]
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Build the record again; JSON knows strings as keys only."""
+        weight, activation = ({int(k): v for k, v in values[key].items()} for key in ("weight", "activation"))
+        return cls(values["name"], weight, activation)
+
+
+@dataclass(frozen=True)
+class ParetoPoint(Record):
+    """A bit assignment that no other one beats in both bytes of weights and predicted KL."""
+
+    weight_bytes: int
+    weight_average: float
+    predicted_kl: float
+
+
+@dataclass(frozen=True)
+class MixedPrecision(Record):
+    """How packs came to different bits (METHOD P4).
+
+    Attributes:
+        packs: Weight and activation bits by name of the pack.
+        predicted_kl: Sum of the chosen sensitivities, in nats.
+        budget: Where the limits come from.
+        limits: By resource, as `BitBudget` names them.
+        sensitivity: Of every pack.
+        pareto: From few to many bytes of weights.
+    """
+
+    packs: dict[str, tuple[int, int]]
+    predicted_kl: float
+    budget: str
+    limits: dict[str, float]
+    sensitivity: tuple[PackSensitivity, ...]
+    pareto: tuple[ParetoPoint, ...]
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Build the record with the records inside it."""
+        inside: dict[str, Any] = {
+            "packs": {name: tuple(bits) for name, bits in values["packs"].items()},
+            "sensitivity": tuple(PackSensitivity.from_json(pack) for pack in values["sensitivity"]),
+            "pareto": tuple(ParetoPoint.from_json(point) for point in values["pareto"]),
+        }
+        return cls(**(values | inside))
+
+
+@dataclass(frozen=True)
 class UnitResult(Record):
     """How the reconstruction of a unit went.
 
@@ -257,6 +369,25 @@ class UnitResult(Record):
 
 
 @dataclass(frozen=True)
+class TuningResult(Record):
+    """How the last pass over the whole network went.
+
+    Attributes:
+        steps: Optimisation steps that were made.
+        before: `KL(p_fp || p_q)` on calibration samples before it, in nats.
+        after: The same with what is kept.
+        accepted: Whether tuning made it smaller; if not, all stays as it was.
+        seconds: Time of the pass.
+    """
+
+    steps: int
+    before: float
+    after: float
+    accepted: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Plan(Record):
     """What calibration has decided; `plan.json`.
 
@@ -266,6 +397,7 @@ class Plan(Record):
         bits: Of every layer.
         input_shape: Of one sample.
         seconds: Time of calibration and scoring.
+        mixed: How packs came to different bits, if they did.
     """
 
     scores: BlockScores
@@ -273,12 +405,13 @@ class Plan(Record):
     bits: BitPlan
     input_shape: tuple[int, ...]
     seconds: dict[str, float]
+    mixed: MixedPrecision | None = None
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Build the plan with the records inside it."""
         scores: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["scores"].items()}
         units = tuple(Unit(**(unit | {"blocks": tuple(unit["blocks"])})) for unit in values["units"])
-        return cls(
-            BlockScores(**scores), units, BitPlan(**values["bits"]), tuple(values["input_shape"]), values["seconds"]
-        )
+        mixed = MixedPrecision.from_json(values["mixed"]) if values.get("mixed") else None
+        shape, seconds = tuple(values["input_shape"]), values["seconds"]
+        return cls(BlockScores(**scores), units, BitPlan(**values["bits"]), shape, seconds, mixed)

@@ -98,8 +98,11 @@ def test_same_command_on_a_finished_folder_shows_the_report(finished, capsys):
 def test_configs_lists_the_shipped_ones(capsys):
     main(["configs"])
     lines = capsys.readouterr().out.splitlines()
-    assert "digits_w3a3" in {line.split()[0] for line in lines}
+    names = [line.split()[0] for line in lines]
     assert all(len(line.split()) > 1 for line in lines)
+    titles = [index for index, line in enumerate(lines) if not line.startswith(" ")]
+    assert titles == [0, names.index("recipes,")]
+    assert titles[0] < names.index("digits_w3a3") < titles[1] < names.index("recipes/qdrop")
 
 
 def test_another_config_on_the_folder_is_refused_by_its_keys(finished, capsys):
@@ -194,6 +197,27 @@ def test_folders_without_a_run_are_refused(command, tmp_path, capsys):
 def test_unknown_config_names_are_refused(capsys):
     message = refusal(capsys, "quantize", "--config", "imagenet/nope")
     assert "config is 'imagenet/nope'; allowed: a YAML file, or a name that `pack-ptq configs` lists" in message
+
+
+RECIPES = {
+    "unknown name": (None, "config is 'recipes/nope'; allowed: a YAML file, or a name that `pack-ptq configs` lists"),
+    "key": ("recipe:\n  reconstruction:\n    drop: 1\n", "recipe.reconstruction.drop is no key; allowed: steps"),
+    "section": ("recipe:\n  reconstruction: 3\n", "recipe.reconstruction is '3'; allowed: keys of ReconstructionSpec"),
+    "class": ("scoring:\n  class_path: pack_ptq.callbacks.No\n", "scoring.class_path is 'pack_ptq.callbacks.No'"),
+    "init argument": (
+        "packing:\n  class_path: pack_ptq.callbacks.NoPacking\n  init_args:\n    max_blocks: 3\n",
+        "packing.init_args.max_blocks is no key; allowed: none",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_wrong_second_configs_are_refused(case, tmp_path, capsys):
+    content, words = RECIPES[case]
+    (tmp_path / "c.yaml").write_text(content or "")
+    second = tmp_path / "c.yaml" if content else "recipes/nope"
+    message = refusal(capsys, "quantize", "--config", "imagenet/resnet18_w3a3", "--config", second)
+    assert words in message
 
 
 DATA = "model:\n  class_path: pack_ptq.models.DigitsResNet\ndata:\n  class_path: pack_ptq.datamodules.DigitsData\n"

@@ -1,22 +1,26 @@
 """Every shipped YAML is read, its objects check themselves, and a short run goes through each architecture."""
 
+import inspect
 import json
-from importlib.resources import files
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from e2e_helpers import _one_thread, make_images
 
-from pack_ptq.cli import build_parser, config_file, main
+from pack_ptq.callbacks import HessianPacking, HessianScoring
+from pack_ptq.cli import build_parser, main
+from pack_ptq.configs.shipped import config_file, listing, recipe_file
 from pack_ptq.datamodules import DigitsData, ImageFolderData
 from pack_ptq.models import ModelSource
-from pack_ptq.types import BITS, Recipe
+from pack_ptq.types import BITS, Recipe, ReconstructionSpec
 
 __all__ = ["_one_thread"]
 
-ROOT = Path(str(files("pack_ptq.configs")))
-NAMES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.rglob("*.yaml"))
+NAMES = list(listing(recipes=False))
+RECIPES = list(listing(recipes=True))
 HEAVY = ("resnet50", "regnetx_3200m")
 ONE_OF_EACH = ("_w2a4", "cifar10/resnet20_w3a3")  # the others differ in bits only
 
@@ -35,10 +39,16 @@ def test_all_networks_of_the_plan_are_there():
     assert "digits_w3a3" in NAMES
 
 
+def chosen_by(*names: str) -> Any:
+    """Give the instantiated settings of one configuration after the other."""
+    parser = build_parser()
+    arguments = [f"--config={config_file(name)}" for name in names]
+    return parser.instantiate_classes(parser.parse_args(["quantize", *arguments])).quantize
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_is_read_and_checks(name):
-    parser = build_parser()
-    chosen = parser.instantiate_classes(parser.parse_args(["quantize", "--config", config_file(name)])).quantize
+    chosen = chosen_by(name)
     assert isinstance(chosen.model, ModelSource)
     assert isinstance(chosen.data, DigitsData | ImageFolderData)
     assert isinstance(chosen.recipe, Recipe)
@@ -48,7 +58,56 @@ def test_every_config_is_read_and_checks(name):
     assert (chosen.recipe.protocol == "all") == title.endswith("_all")
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_recipes_of_the_comparison_are_there():
+    names = {name.removeprefix("recipes/") for name in RECIPES}
+    assert names >= {"rtn", "qdrop", "pack_ptq_paper", "pack_ptq_release", "default"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_states_only_the_method_and_states_it_whole(name):
+    """So what the network's configuration says of the same class or key cannot leak into it."""
+    assert recipe_file(name.removeprefix("recipes/")) == config_file(name)
+    content = yaml.safe_load(Path(config_file(name)).read_text())
+    for part in set(content) & {"scoring", "packing", "bits"}:
+        chosen = getattr(chosen_by("digits_w3a3", name), part)
+        assert f"{type(chosen).__module__.rpartition('.')[0]}.{type(chosen).__name__}" == content[part]["class_path"]
+        assert set(content[part].get("init_args", {})) == set(inspect.signature(type(chosen)).parameters)
+    fit = content["recipe"]["reconstruction"]
+    own = {field.name for field in fields(ReconstructionSpec)} - {"steps", "evaluations", "cache_bytes"}
+    assert set(fit) == {"steps"} if fit.get("steps") == 0 else set(fit) >= own
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("network", ["imagenet/mobilenetv2_w2a4", "cifar10/resnet20_w3a3_all"])
+def test_a_recipe_replaces_the_method_and_keeps_the_network(network, name):
+    alone, composed, other = chosen_by(network), chosen_by(network, name), chosen_by("digits_w3a3", name)
+    assert (composed.recipe.weight, composed.recipe.protocol) == (alone.recipe.weight, alone.recipe.protocol)
+    assert (composed.model.name, composed.data.batch_size) == (alone.model.name, alone.data.batch_size)
+    fits = composed.recipe.reconstruction, other.recipe.reconstruction
+    assert fits[0] == fits[1] or composed.recipe.steps == other.recipe.steps == 0
+    assert (type(composed.packing), composed.packing.__dict__) == (type(other.packing), other.packing.__dict__)
+
+
+def test_the_default_recipe_is_what_is_done_if_nothing_is_set():
+    chosen = chosen_by("imagenet/mobilenetv2_w2a4", "recipes/default")
+    assert chosen.recipe.reconstruction == ReconstructionSpec()
+    assert chosen.packing.__dict__ == HessianPacking().__dict__
+    assert chosen.scoring.__dict__ == HessianScoring().__dict__
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_steps_of_every_recipe_on_digits(name, tmp_path):
+    fit = yaml.safe_load(Path(config_file(name)).read_text())["recipe"]["reconstruction"]
+    steps = [] if fit.get("steps") == 0 else ["--recipe.reconstruction.steps=2"]
+    short = [*steps, "--data.init_args.num_calibration=64"]
+    main(["quantize", "--config", "digits_w3a3", "--config", name, *short, f"--run_dir={tmp_path / 'run'}"])
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert {unit["steps"] for unit in report["reconstruction"]} == {2 if steps else 0}
+    if not steps:
+        assert report["metrics"]["quantized"] == report["metrics"]["rounded_to_nearest"]
+
+
+@pytest.mark.parametrize("name", NAMES + RECIPES)
 def test_every_config_begins_with_its_description(name):
     first = Path(config_file(name)).read_text().splitlines()[0]
     assert first.startswith("# ")

@@ -9,11 +9,26 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["errors", "types", "quant", "distributed"],
-    ["graph", "losses", "schedules", "packing", "bits", "hessian", "calibration", "cache", "states"],
+    [
+        "graph",
+        "losses",
+        "schedules",
+        "packing",
+        "bits",
+        "allocation",
+        "budget",
+        "mixed",
+        "sensitivity",
+        "hessian",
+        "calibration",
+        "cache",
+        "states",
+        "views",
+    ],
     ["modules", "models", "trainers", "runs"],
     ["callbacks", "datamodules", "configs"],
-    ["reconstruct", "report", "describe", "pipeline", "api"],
-    ["parse_errors", "cli", "__main__"],
+    ["reconstruct", "tune", "report", "describe", "pipeline", "api", "comparison", "compare"],
+    ["parse_errors", "commands", "cli", "__main__"],
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
 TORCH_ONLY = {"quant": {"torch"}, "graph": {"torch", "torchvision"}, "bits": set(), "losses": {"torch"}}

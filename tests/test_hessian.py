@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pack_ptq import inner_links, observe, plan_bits, prepare, score_blocks, set_ranges
+from pack_ptq.callbacks import HessianScoring
+from pack_ptq.errors import UserError
 from pack_ptq.graph.chain import Chain
 from pack_ptq.hessian import HessianScorer
 from pack_ptq.quant.layers import QuantizedLayer
@@ -53,7 +55,7 @@ def outputs_of(network: nn.Module, name: str) -> Iterator[list[Tensor]]:
     handle.remove()
 
 
-def slow_scores(chain: Chain, x: Tensor, label: Tensor, loss: str) -> dict[str, list[float]]:
+def slow_scores(chain: Chain, x: Tensor, label: Tensor, loss: str, variant: str = "paper") -> dict[str, list[float]]:
     """Run the whole network per block, sample by sample; a block is quantized by replacing its layers."""
     plain = copy.deepcopy(chain.network)
     for path, layer in chain.layers.items():
@@ -64,7 +66,7 @@ def slow_scores(chain: Chain, x: Tensor, label: Tensor, loss: str) -> dict[str, 
         for path in chain.layers:
             if path.startswith(f"{block}."):
                 changed.set_submodule(path, quantize_by_hand(chain.layers[path]))
-        increase = numerator = squared = 0.0
+        increase = numerator = squared = denominator = 0.0
         for one, its_label in zip(x.split(1), label.split(1), strict=True):
             with outputs_of(plain, block) as seen:
                 full = plain(one.clone().requires_grad_())
@@ -73,6 +75,7 @@ def slow_scores(chain: Chain, x: Tensor, label: Tensor, loss: str) -> dict[str, 
             change = (seen_changed[0] - seen[0]).double()
             if loss == "kl":
                 p, q = full.double().softmax(1), low.double().softmax(1)
+                p, q = (q, p) if variant == "release" else (p, q)
                 grown = (p * (p / q).log()).sum().item()
                 first_order = 0.0
             else:
@@ -82,18 +85,22 @@ def slow_scores(chain: Chain, x: Tensor, label: Tensor, loss: str) -> dict[str, 
             increase += grown / len(x)
             numerator += 2 * (grown - first_order) / len(x)
             squared += change.square().sum().item() / len(x)
-        result["scores"].append(numerator / squared)
+            by = change.square().mean() if variant == "release" else change.square().sum()
+            denominator += by.item() / len(x)
+        result["scores"].append(numerator / denominator)
         result["loss_increase"].append(increase)
         result["squared_error"].append(squared)
     return result
 
 
-@pytest.mark.parametrize("loss", ["kl", "task"])
-def test_scores_are_those_of_whole_quantized_networks(small_chain: Chain, samples: Tensor, loss: str) -> None:
+@pytest.mark.parametrize(("loss", "variant"), [("kl", "paper"), ("task", "paper"), ("kl", "release")])
+def test_scores_are_those_of_whole_quantized_networks(
+    small_chain: Chain, samples: Tensor, loss: str, variant: str
+) -> None:
     x, label = samples[:21], labels_for(samples[:21])
     pairs = list(zip(x.split(8), label.split(8), strict=True))
-    found = score_blocks(small_chain, pairs, 1, 4, loss, task_loss)
-    expected = slow_scores(small_chain, x, label, loss)
+    found = score_blocks(small_chain, pairs, 1, 4, loss, task_loss, variant)
+    expected = slow_scores(small_chain, x, label, loss, variant)
     assert found.names == BLOCKS
     assert found.num_samples == 21
     for key, values in expected.items():
@@ -111,6 +118,34 @@ def test_scores_do_not_depend_on_the_split(small_chain: Chain, samples: Tensor, 
     for other in found[1:]:
         assert other.num_samples == 20
         assert other.scores == pytest.approx(found[0].scores, rel=1e-3)
+
+
+def test_release_multiplies_by_the_size_of_the_output() -> None:
+    """Beside that only the KL's roles differ, which hardly matters at 8 bits."""
+    torch.manual_seed(0)
+    x = torch.randn(16, 6)
+    chain = ready(Straight(6, 7, 9, 5), [x], bits=8)
+    paper, release = (score_blocks(chain, [x], 0, 3, variant=variant) for variant in ("paper", "release"))
+    assert release.squared_error == paper.squared_error
+    ratios = [r / p for r, p in zip(release.scores, paper.scores, strict=True)]
+    assert ratios == pytest.approx([7, 9, 5], rel=0.02)
+    assert release.loss_increase != paper.loss_increase
+
+
+@pytest.mark.parametrize(
+    ("loss", "variant", "words"),
+    [
+        ("kl", "official", "variant is 'official'; allowed: paper, release"),
+        ("task", "release", "loss is 'task'; allowed: kl with"),
+    ],
+)
+def test_unknown_variants_are_refused(small_chain: Chain, loss: str, variant: str, words: str) -> None:
+    for make in (
+        lambda: HessianScoring(loss, variant=variant),
+        lambda: score_blocks(small_chain, [], 1, 4, loss, None, variant),
+    ):
+        with pytest.raises(UserError, match=f"scoring.init_args.{words}"):
+            make()
 
 
 def test_last_partial_batch_counts(small_chain: Chain, samples: Tensor) -> None:

@@ -31,8 +31,8 @@ from pack_ptq import (
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
 from pack_ptq.modules.reconstruction import PackReconstruction
-from pack_ptq.reconstruct import derived_seed
 from pack_ptq.types import Unit, UnitResult
+from pack_ptq.views import derived_seed
 
 CPU = Hardware("cpu")
 

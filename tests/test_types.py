@@ -47,7 +47,7 @@ def test_percentile(share: float) -> None:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("steps", [0, -5]),
+        ("steps", [-1, -5]),
         ("batch_size", [0, -1]),
         ("evaluations", [0]),
         ("cache_bytes", [0, -1]),
@@ -69,7 +69,7 @@ def test_reconstruction_settings(name: str, values: list[float]) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"steps": 1, "batch_size": 1, "evaluations": 1, "cache_bytes": 1},
+        {"steps": 0, "batch_size": 1, "evaluations": 1, "cache_bytes": 1},
         {"input_drop": 0, "inner_drop": 1, "penalty_start": 0},
         {"rounding_lr": 0, "activation_scale_lr": 0, "weight_scale_lr": 0, "penalty_weight": 0},
     ],
@@ -89,6 +89,7 @@ def test_combinations_that_runtimes_cannot_hold_are_refused() -> None:
 def test_steps_come_from_the_budget_unless_given() -> None:
     assert [Recipe(budget=budget).steps for budget in ("fast", "default", "best")] == [500, 2000, 20000]
     assert Recipe(budget="best", reconstruction=ReconstructionSpec(steps=7)).steps == 7
+    assert Recipe(budget="best", reconstruction=ReconstructionSpec(steps=0)).steps == 0
 
 
 def test_hardware() -> None:

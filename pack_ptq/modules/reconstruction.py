@@ -186,6 +186,6 @@ class PackReconstruction(L.LightningModule):
             layer.input_quantizer.scale.requires_grad_(False)
 
 
-def loader(data: PackData, spec: ReconstructionSpec, steps: int, seed: int) -> DataLoader:
+def loader(data: PackData, batch_size: int, steps: int, seed: int) -> DataLoader:
     """Give the random batches of a fit as Lightning takes them."""
-    return DataLoader(RandomBatches(data, spec.batch_size, steps, seed), batch_size=None)
+    return DataLoader(RandomBatches(data, batch_size, steps, seed), batch_size=None)

@@ -32,7 +32,8 @@ class WeightQuantizer(nn.Module):
         mode: `off` hands the weight through; `soft` needs `begin_fit`, and so does `settled`,
             which computes with the codes the fit would give if it ended now; `hard` needs `set_codes`.
         rounding: AdaRound's `v` while fitting, in the shape of the weight.
-        log_factor: Logarithm of what the learned scale is over the first one, while fitting; channels x 1 x 1 x ...
+        log_factor: Logarithm of what the learned scale is over the first one, while fitting or tuning;
+            channels x 1 x 1 x ...
     """
 
     scale: Tensor
@@ -76,6 +77,15 @@ class WeightQuantizer(nn.Module):
         self.log_factor = nn.Parameter(torch.zeros_like(self.scale)) if learn_scale else None
         self.mode = "soft"
 
+    def begin_tuning(self, learn_scale: bool) -> None:
+        """Let the scale of hard codes be learned."""
+        self.log_factor = nn.Parameter(torch.zeros_like(self.scale)) if learn_scale else None
+
+    def end_tuning(self) -> None:
+        """Keep the scale that was learned."""
+        self.scale = self.learned_scale().detach()
+        self.log_factor = None
+
     def learned_scale(self) -> Tensor:
         """Give the scale with the fitted factor in it."""
         return self.scale if self.log_factor is None else self.scale * self.log_factor.exp()
@@ -107,7 +117,7 @@ class WeightQuantizer(nn.Module):
             return weight
         if self.mode == "hard":
             assert self.codes is not None
-            return dequantize(self.codes.to(self.scale), self.scale, self.zero_point)
+            return dequantize(self.codes.to(self.scale), self.learned_scale(), self.zero_point)
         if self.mode == "nearest":
             return dequantize(self.nearest_codes(weight), self.scale, self.zero_point)
         if self.mode == "settled":

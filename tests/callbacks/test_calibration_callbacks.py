@@ -62,13 +62,13 @@ def test_observation_refuses_nan_by_the_layers_name(small_network: nn.Module, sa
         validate(chain, data_of(samples), [Observation("extremes")], forward=True)
 
 
-@pytest.mark.parametrize("loss", ["kl", "task"])
-def test_scoring_is_score_blocks(small_chain: Chain, samples: Tensor, loss: Any) -> None:
+@pytest.mark.parametrize(("loss", "variant"), [("kl", "paper"), ("task", "paper"), ("kl", "release")])
+def test_scoring_is_score_blocks(small_chain: Chain, samples: Tensor, loss: Any, variant: Any) -> None:
     data = data_of(samples, LABELS)
-    scoring = HessianScoring(loss)
+    scoring = HessianScoring(loss, variant=variant)
     validate(small_chain, data, [scoring])
     pairs = list(zip(samples.split(24), LABELS.split(24), strict=True))
-    assert scoring.scores == score_blocks(small_chain, pairs, 1, 4, loss, data.task_loss)
+    assert scoring.scores == score_blocks(small_chain, pairs, 1, 4, loss, data.task_loss, variant)
     assert scoring.scores.num_samples == 64
 
 

@@ -238,5 +238,5 @@ def test_random_batches_are_whole_and_seeded(samples: Tensor) -> None:
     assert all(torch.equal(a, b) for a, b in zip(batches, drawn(8, 3), strict=True))
     assert not torch.equal(batches[0], drawn(8, 4)[0])
     assert drawn(500, 3)[0].shape == (20, 3), "never more than there are"
-    through_loader = [torch.cat(batch, 1) for batch in loader(data, ReconstructionSpec(batch_size=8), 5, 3)]
+    through_loader = [torch.cat(batch, 1) for batch in loader(data, 8, 5, 3)]
     assert all(torch.equal(a, b) for a, b in zip(batches, through_loader, strict=True))

@@ -1,0 +1,127 @@
+"""Run several recipes on one network over several seeds; every finished run goes into the comparison at once."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pack_ptq import api
+from pack_ptq.comparison import compare_reports, markdown
+from pack_ptq.configs.shipped import recipe_file
+from pack_ptq.errors import UserError, refuse
+from pack_ptq.runs import RunFolder, atomic_write
+from pack_ptq.trainers import is_first_process
+
+BASE = "none"
+CALIBRATION_SEED = "data.init_args.calibration_seed"
+Parse = Callable[[list[str]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One recipe with one seed.
+
+    Attributes:
+        recipe: Its name in the table.
+        seed: Of the run.
+        settings: Arguments of `api.quantize`.
+    """
+
+    recipe: str
+    seed: int
+    settings: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """How messages call the run."""
+        return f"recipe {self.recipe}, seed {self.seed}"
+
+
+def plan_runs(
+    keys: list[str], recipes: Sequence[str], seeds: Sequence[int], out: str, parse: Parse
+) -> list[ComparedRun]:
+    """Read all combinations, seed by seed, before any of them runs.
+
+    A recipe comes after `keys`, so what it states goes before them. The seed is also the datamodule's
+    `calibration_seed` where it has one, unless `keys` set it.
+
+    Args:
+        keys: Arguments of `pack-ptq quantize` for every run.
+        recipes: Names below `configs/recipes`, YAML files, or `none` for the configuration alone.
+        seeds: Each 0 or more.
+        out: Folder that gets a run folder for each combination.
+        parse: Turns arguments of `pack-ptq quantize` into typed values.
+
+    Raises:
+        UserError: Something the user gave cannot serve.
+    """
+    _check(keys, recipes, seeds, out)
+    files = {_label(name): [] if name == BASE else ["--config", recipe_file(name)] for name in recipes}
+    drawn = hasattr(parse(keys)["data"], "calibration_seed") and not _given(
+        keys, r"data\.(init_args\.)?calibration_seed"
+    )
+    runs = []
+    for seed in seeds:
+        for label, recipe in files.items():
+            own = [f"--seed={seed}", f"--run_dir={Path(out) / f'{label}-seed{seed}'}"]
+            own += [f"--{CALIBRATION_SEED}={seed}"] if drawn else []
+            try:
+                runs.append(ComparedRun(label, seed, parse([*keys, *recipe, *own])))
+            except UserError as error:
+                raise UserError(f"recipe {label}: {error}") from error
+    return runs
+
+
+def run_all(runs: Sequence[ComparedRun], out: str) -> str:
+    """Make the runs, or read those that are finished, and keep `comparison.json` and `comparison.md` up to date.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        UserError: A run is refused; the message names its recipe and seed.
+    """
+    reports: dict[str, list[dict[str, Any]]] = {run.recipe: [] for run in runs}
+    text = ""
+    for number, run in enumerate(runs, start=1):
+        if is_first_process():
+            print(f"{run.title} ({number} of {len(runs)})", flush=True)
+        try:
+            reports[run.recipe].append(api.quantize(**run.settings, show=True))
+        except UserError as error:
+            raise UserError(f"{run.title}: {error}") from error
+        comparison = compare_reports(reports, len(runs))
+        text = markdown(comparison)
+        if is_first_process():
+            RunFolder.write_json(Path(out) / "comparison.json", comparison)
+            atomic_write(Path(out) / "comparison.md", text.encode())
+    return text
+
+
+def _label(name: str) -> str:
+    """Give a recipe's name in the table and in folders: of a file, its stem."""
+    return Path(name).stem if Path(name).is_file() else name
+
+
+def _given(keys: Sequence[str], pattern: str) -> bool:
+    return any(re.fullmatch(rf"--{pattern}(=.*)?", key) for key in keys)
+
+
+def _check(keys: Sequence[str], recipes: Sequence[str], seeds: Sequence[int], out: str) -> None:
+    """Refuse empty lists, what is asked for twice, and keys that the comparison itself sets."""
+    for key, values in (("recipes", [_label(name) for name in recipes]), ("seeds", list(seeds))):
+        if not values:
+            raise refuse(key, values, "one or more")
+        if twice := [value for value, count in Counter(values).items() if count > 1]:
+            raise refuse(
+                key, twice[0], "each name, or stem of a file's name, once" if key == "recipes" else "each once"
+            )
+    if negative := [seed for seed in seeds if seed < 0]:
+        raise refuse("seeds", negative[0], "0 or more")
+    for key, instead in (("seed", "seeds"), ("run_dir", "out")):
+        if _given(keys, key):
+            raise UserError(f"{key} is no key of compare; allowed: {instead}, and the other keys of quantize")
+    if Path(out).exists() and not Path(out).is_dir():
+        raise refuse("out", out, "a folder")

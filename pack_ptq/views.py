@@ -1,0 +1,43 @@
+"""Calibration inputs, each taken several times: once as it is, then changed at random."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def derived_seed(seed: int, *parts: int | str) -> int:
+    """Give the seed of one part of a run, so that no two parts draw alike and a resumed run draws the same."""
+    text = "/".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+class Views:
+    """Inputs of calibration batches, view after view; every iteration gives the same.
+
+    Args:
+        batches: Inputs of shape (batch, ...), or pairs of inputs and labels; iterated more than once.
+        augment: Changes inputs at random as their kind of data allows; without it there is one view.
+        count: Views of each sample, 1 or more; the first one is the sample itself.
+        seed: Of the changes.
+        device: Where the inputs go.
+    """
+
+    def __init__(
+        self, batches: Iterable[Any], augment: Augment | None, count: int, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.batches, self.augment, self.seed, self.device = batches, augment, seed, device
+        self.count = count if augment is not None else 1
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for view in range(self.count):
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, "view", view))
+            for batch in self.batches:
+                inputs = batch[0] if isinstance(batch, tuple | list) else batch
+                if view > 0 and self.augment is not None:
+                    inputs = self.augment(inputs.cpu(), generator)
+                yield inputs.to(self.device)

@@ -1,0 +1,96 @@
+"""The comparison's numbers against hand calculation, and its Markdown as a reader sees it."""
+
+import json
+import math
+
+import pytest
+
+from pack_ptq.comparison import compare_reports, markdown, row, spread
+
+
+def report(seed: int, top1: float, packs: int = 2, steps: int = 10, weight_bits: float = 3.0) -> dict:
+    return {
+        "model": {"class_path": "nets.Net", "init_args": {"depth": 20}},
+        "data": {"class_path": "d.Data"},
+        "recipe": {"weight": {"bits": 3}, "activation": {"bits": 4}},
+        "seed": seed,
+        "protocol": "all",
+        "profile": "paper",
+        "versions": {"torch": "2"},
+        "device": "cpu",
+        "metrics": {
+            "full_precision": {"top1": 90.0, "top5": 99.0},
+            "rounded_to_nearest": {"top1": 70.0 + seed, "top5": 98.0},
+            "quantized": {"top1": top1, "top5": 98.5},
+            "num_samples": 500,
+        },
+        "bits": {"weight_average": weight_bits, "activation_average": 4.25},
+        "size_bytes": {"full_precision": 99000, "quantized": 12345},
+        "packs": [["b"]] * packs,
+        "reconstruction": [{"steps": steps} for _ in range(packs + 2)],
+        "seconds": {
+            "calibration": 10.0,
+            "scoring": 15.0,
+            "sensitivity": 5.0,
+            "reconstruction": {"total": 60.0 * (seed + 1)},
+            "total": 1.0,
+        },
+    }
+
+
+def test_spread_is_mean_sample_deviation_and_extremes() -> None:
+    found = spread([1.0, 2.0, 6.0])
+    assert found["std"] == pytest.approx(math.sqrt((4 + 1 + 9) / 2))  # n - 1 degrees of freedom
+    assert (found["mean"], found["min"], found["max"]) == (3.0, 1.0, 6.0)
+    assert spread([5.0]) == {"mean": 5.0, "std": None, "min": 5.0, "max": 5.0}
+
+
+def test_row_holds_the_spread_and_every_run() -> None:
+    found = row("qdrop", [report(0, 80.0), report(3, 82.0, packs=4)])
+    assert found["recipe"] == "qdrop"
+    assert found["seeds"] == [0, 3]
+    assert found["metrics"]["top1"] == {"mean": 81.0, "std": pytest.approx(math.sqrt(2)), "min": 80.0, "max": 82.0}
+    assert found["rounded_to_nearest"]["top1"]["mean"] == 71.5
+    assert (found["total_steps"]["min"], found["total_steps"]["max"]) == (40, 60)
+    assert found["steps_per_unit"]["mean"] == 10
+    assert found["minutes"] == pytest.approx((90 + 270) / 2 / 60)
+    assert found["full_precision"] == {"top1": 90.0, "top5": 99.0}
+    assert [run["metrics"]["top1"] for run in found["runs"]] == [80.0, 82.0]
+    assert [run["seconds"] for run in found["runs"]] == [90, 270]
+    assert (found["device"], found["protocol"]) == (["cpu"], "all")
+
+
+def test_rows_keep_the_order_and_unfinished_recipes_have_none() -> None:
+    found = compare_reports({"z": [report(0, 80.0)], "none": [], "a": [report(0, 81.0)]}, planned=6)
+    assert [r["recipe"] for r in found["rows"]] == ["z", "a"]
+    assert (found["runs_finished"], found["runs_planned"]) == (2, 6)
+    assert "Not finished: 2 of 6 runs are done." in markdown(found)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_markdown_is_one_table_with_all_that_was_spent() -> None:
+    reports = {"rtn": [report(0, 70.0, steps=0)], "q": [report(0, 80.0), report(1, 82.0, packs=3, weight_bits=3.5)]}
+    lines = markdown(compare_reports(reports, planned=3)).splitlines()
+    assert lines[0] == "# Net (depth 20), W3A4, all"
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert len({len(cells) for cells in table}) == 1
+    cells = [dict(zip(table[0], line, strict=True)) for line in table[2:]]
+    assert cells[0] == {
+        "recipe": "rtn",
+        "top1": "70.00",
+        "top5": "98.50",
+        "bits W / A": "3.00 / 4.25",
+        "size kB": "12.3",
+        "steps a unit": "0",
+        "steps in all": "0",
+        "packs": "2",
+        "minutes": "1.5",
+        "seeds": "0",
+    }
+    assert cells[1]["top1"] == "81.00 ± 1.41 (80.00 to 82.00)"
+    assert cells[1]["bits W / A"] == "3.00 to 3.50 / 4.25"
+    assert (cells[1]["packs"], cells[1]["steps in all"], cells[1]["seeds"]) == ("2 to 3", "40 to 50", "0, 1")
+    text = "\n".join(lines)
+    assert "Full precision: top1 90.00, top5 99.00. Measured on 500 test samples" in text
+    assert "protocol all, profile paper, device cpu" in text
+    assert "Not finished" not in text
