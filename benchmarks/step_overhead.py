@@ -13,6 +13,7 @@ from pack_ptq import fixed_packs, inner_links, observe, plan_bits, prepare, set_
 from pack_ptq.cache import MemoryBudget, fill
 from pack_ptq.callbacks import KeepBest, ReconstructionMonitor, RunProgress
 from pack_ptq.graph.chain import Chain
+from pack_ptq.graph.part import unit_part
 from pack_ptq.graph.switch import switch
 from pack_ptq.models import CifarResNet
 from pack_ptq.modules.reconstruction import PackData, PackReconstruction, loader
@@ -36,7 +37,7 @@ def bare(module: PackReconstruction, batches) -> None:
 
 def seconds(chain: Chain, unit: Unit, data: PackData, recipe: Recipe, through_lightning: bool) -> float:
     spec, steps = recipe.reconstruction, recipe.steps
-    module = PackReconstruction(chain, unit, spec, steps, seed=0)
+    module = PackReconstruction(unit_part(chain, unit, unit.name), spec, steps, seed=0)
     batches = loader(data, spec.batch_size, steps, seed=0)
     began = time.perf_counter()
     if through_lightning:

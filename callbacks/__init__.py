@@ -2,7 +2,7 @@
 
 from pack_ptq.callbacks.bits import BitAssignment, UniformBits
 from pack_ptq.callbacks.evaluation import Evaluation
-from pack_ptq.callbacks.keep_best import KeepBest
+from pack_ptq.callbacks.keep_best import KeepBest, KeepBestTuning
 from pack_ptq.callbacks.mixed_bits import MixedBits
 from pack_ptq.callbacks.monitor import ReconstructionMonitor
 from pack_ptq.callbacks.observation import Observation
@@ -14,8 +14,9 @@ from pack_ptq.callbacks.packing import (
     RandomPacking,
     WholePacking,
 )
-from pack_ptq.callbacks.progress import RunProgress
+from pack_ptq.callbacks.progress import RunProgress, StepProgress
 from pack_ptq.callbacks.scoring import HessianScoring
+from pack_ptq.callbacks.tuning_monitor import TuningMonitor
 
 __all__ = [
     "BitAssignment",
@@ -24,6 +25,7 @@ __all__ = [
     "HessianPacking",
     "HessianScoring",
     "KeepBest",
+    "KeepBestTuning",
     "MixedBits",
     "NoPacking",
     "Observation",
@@ -31,6 +33,8 @@ __all__ = [
     "RandomPacking",
     "ReconstructionMonitor",
     "RunProgress",
+    "StepProgress",
+    "TuningMonitor",
     "UniformBits",
     "WholePacking",
 ]

@@ -45,6 +45,6 @@ class ReconstructionMonitor(L.Callback):
     def _histograms(self, trainer: L.Trainer, module: PackReconstruction, when: str) -> None:
         if trainer.logger is None or not trainer.is_global_zero:
             return
-        for path, layer in module.chain.layers_of(module.unit.start, module.unit.stop).items():
+        for path, layer in module.part.layers.items():
             weight = layer.weight if when == "before" else layer.weight_quantizer(layer.weight)
             trainer.logger.experiment.add_histogram(f"weights_{when}/{path}", weight.cpu(), 0)  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
+from pack_ptq.modules.reconstruction import PackReconstruction
 from pack_ptq.types import Unit, UnitResult
 
 
@@ -35,6 +36,11 @@ class RunProgress(L.Callback):
         self.steps.reset()
         self.steps.set_description(unit.name)
 
+    def on_fit_start(self, trainer: L.Trainer, module: PackReconstruction) -> None:  # type: ignore[override]
+        """Turn to the part that is fitted, which may be one layer of the unit."""
+        self.steps.reset()
+        self.steps.set_description(module.label)
+
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         """Count a step."""
         self.steps.update()
@@ -54,7 +60,7 @@ class RunProgress(L.Callback):
                 f"{result.final_loss:.4g}, {result.seconds:.0f} s; about {left} left",
                 flush=True,
             )
-        elif not self.units.disable and not result.accepted:
+        elif not self.units.disable and result.steps and not result.accepted:
             self.units.write(f"{result.name}: the fit ended worse than rounding to nearest, which is kept")
         self.units.update()
 

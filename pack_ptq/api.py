@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 from torch.utils.data import default_collate
 
-from pack_ptq.callbacks import BitAssignment, Evaluation, HessianPacking, HessianScoring, Packing, UniformBits
+from pack_ptq.callbacks import BitAssignment, Evaluation, HessianScoring, NoPacking, Packing, UniformBits
 from pack_ptq.datamodules import PTQData
 from pack_ptq.describe import describe, describe_model
 from pack_ptq.distributed import barrier
@@ -24,13 +24,14 @@ from pack_ptq.graph.switch import switch
 from pack_ptq.models import LoadedModel, ModelSource
 from pack_ptq.models.finite import check_activations, check_finite
 from pack_ptq.modules.network import WholeNetwork
+from pack_ptq.modules.tuning import check_tuning
 from pack_ptq.pipeline import Pipeline
-from pack_ptq.reconstruct import check_cache
+from pack_ptq.reconstruct import check_cache, check_granularity
 from pack_ptq.report import bit_summary, mixed_summary, peak_memory, render, size_summary
 from pack_ptq.runs import RunFolder, network_digest
 from pack_ptq.states import put_rest_state, put_tuned_state, put_unit_state
 from pack_ptq.trainers import check_hardware, is_first_process, make_trainer
-from pack_ptq.types import Hardware, Plan, Preprocessing, Recipe, TuningResult, UnitResult
+from pack_ptq.types import Hardware, Plan, Preprocessing, Recipe, TuningResult, TuningSpec, UnitResult
 
 PACKAGES = ("pack-ptq", "torch", "torchvision", "lightning", "torchmetrics", "timm")
 WEIGHTS = ("pretrained", "checkpoint")  # which a run folder makes needless
@@ -74,7 +75,7 @@ def quantize(
     """
     began = time.perf_counter()
     recipe, hardware = recipe or Recipe(), hardware or Hardware()
-    scoring, packing = scoring or HessianScoring(), packing or HessianPacking()
+    scoring, packing = scoring or HessianScoring(), packing or NoPacking()
     bits, evaluation = bits or UniformBits(), evaluation or Evaluation()
     bits.recipe = recipe
     if seed < 0:
@@ -91,6 +92,8 @@ def quantize(
     check_shares(data, hardware)
     prepared = prepare_for(loaded.network, data, blocks)
     check_cache(prepared.chain, data.batch_size, recipe.reconstruction.cache_bytes)
+    check_granularity(prepared.chain, recipe.reconstruction)
+    check_tuning(prepared.chain, recipe, smallest_share(data, hardware))
     parts = {"scoring": scoring, "packing": packing, "bits": bits, "evaluation": evaluation}
     config = configuration(model, data, recipe, parts, hardware, seed)
     folder = RunFolder(run_dir or default_run_dir(config))
@@ -175,6 +178,12 @@ def check_shares(data: PTQData, hardware: Hardware) -> None:
         raise refuse("hardware.devices", hardware.devices, f"1 to {samples}, the number of samples")
 
 
+def smallest_share(data: PTQData, hardware: Hardware) -> int:
+    """Give the calibration samples of the process that has the fewest."""
+    dataset: Any = data.calibration_dataset()
+    return len(dataset) // hardware.devices
+
+
 def compose_report(
     config: dict[str, Any],
     prepared: Prepared,
@@ -217,7 +226,7 @@ def compose_report(
 
 
 def load(run_dir: str | Path, network: nn.Module | None = None) -> nn.Module:
-    """Load the quantized network of a run that has reconstructed all its units.
+    """Load the quantized network of a run that has reconstructed all its units, and tuned them if it was to.
 
     The original checkpoint is not needed: codes, scales and the rest are in the folder.
 
@@ -254,7 +263,7 @@ def load_prepared(run_dir: str | Path, network: nn.Module | None = None) -> tupl
 
 
 def open_finished(run_dir: str | Path) -> tuple[RunFolder, dict[str, Any]]:
-    """Open the folder of a run whose units are all reconstructed.
+    """Open the folder of a run whose units are all reconstructed, and tuned if its recipe says so.
 
     Raises:
         UserError: There is no such run in the folder.
@@ -266,7 +275,11 @@ def open_finished(run_dir: str | Path) -> tuple[RunFolder, dict[str, Any]]:
     missing = [index for index in range(len(units)) if not folder.pack(index).exists()]
     if missing:
         raise refuse("run_dir", str(run_dir), f"a finished run; {len(missing)} of {len(units)} units are still to do")
-    return folder, yaml.safe_load(folder.config.read_text())
+    config = yaml.safe_load(folder.config.read_text())
+    tuning = TuningSpec(**config["recipe"].get("tuning", {"steps": 0}))  # older runs have none
+    if Recipe(budget=config["recipe"]["budget"], tuning=tuning).tuning_steps and not folder.tuned.exists():
+        raise refuse("run_dir", str(run_dir), "a finished run; its units are done, but their tuning is still to do")
+    return folder, config
 
 
 def read_report(run_dir: str | Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jsonargparse
 
 from pack_ptq import api
-from pack_ptq.callbacks import BitAssignment, Evaluation, HessianPacking, HessianScoring, Packing, UniformBits
+from pack_ptq.callbacks import BitAssignment, Evaluation, HessianScoring, NoPacking, Packing, UniformBits
 from pack_ptq.compare import ComparedRun, run_all
 from pack_ptq.configs.shipped import listing
 from pack_ptq.datamodules import PTQData
@@ -20,7 +20,7 @@ def quantize(
     data: PTQData,
     recipe: Recipe = Recipe(),  # noqa: B008
     scoring: HessianScoring = HessianScoring(),  # noqa: B008
-    packing: Packing = HessianPacking(),  # noqa: B008
+    packing: Packing = NoPacking(),  # noqa: B008
     bits: BitAssignment = UniformBits(),  # noqa: B008
     evaluation: Evaluation = Evaluation(),  # noqa: B008
     hardware: Hardware = Hardware(),  # noqa: B008

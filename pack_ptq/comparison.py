@@ -17,7 +17,8 @@ def run_values(report: Report) -> dict[str, Any]:
     """Give what a comparison takes from the report of one run."""
     steps = [unit["steps"] for unit in report["reconstruction"]]
     # Not `total`: that of a resumed run counts from its last start.
-    before_the_fit = sum(value for name, value in report["seconds"].items() if name not in ("reconstruction", "total"))
+    others = sum(value for name, value in report["seconds"].items() if name not in ("reconstruction", "total"))
+    tuning = report.get("tuning") or {"steps": 0}  # older reports have none
     return {
         "seed": report["seed"],
         "metrics": report["metrics"]["quantized"],
@@ -26,9 +27,9 @@ def run_values(report: Report) -> dict[str, Any]:
         "activation_bits": report["bits"]["activation_average"],
         "size_bytes": report["size_bytes"]["quantized"],
         "steps_per_unit": max(steps),
-        "total_steps": sum(steps),
+        "total_steps": sum(steps) + tuning["steps"],
         "packs": len(report["packs"]),
-        "seconds": before_the_fit + report["seconds"]["reconstruction"]["total"],
+        "seconds": others + report["seconds"]["reconstruction"]["total"],
         "device": report["device"],
         "protocol": report["protocol"],
         "full_precision": report["metrics"]["full_precision"],
@@ -106,7 +107,8 @@ def markdown(comparison: dict[str, Any]) -> str:
         f"protocol {comparison['protocol']}, profile {comparison['profile']}, device {', '.join(devices)}.",
         "",
         "Metrics: mean ± sample standard deviation over the seeds (smallest to largest). Bits: averages really spent. "
-        "Minutes: calibration, decisions and fit of one run without its measurements, mean over the seeds.",
+        "Steps in all: of all units and of the last pass over the network. "
+        "Minutes: calibration, decisions and fits of one run without its measurements, mean over the seeds.",
     ]
     if comparison["runs_finished"] < comparison["runs_planned"]:
         lines += ["", f"Not finished: {comparison['runs_finished']} of {comparison['runs_planned']} runs are done."]

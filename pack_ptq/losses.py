@@ -4,9 +4,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Give the squared error summed over channels (axis 1), averaged over samples and positions (BRECQ, METHOD P3)."""
-    return F.mse_loss(output, target) * output.shape[1]
+def reconstruction_loss(output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Give the squared error summed over channels (axis 1), averaged over samples and positions (BRECQ, METHOD P3).
+
+    Args:
+        output: Of the quantized part, shape (batch, channels, ...).
+        target: Of the full-precision part, the same shape.
+        weight: Of every element's squared error, the same shape; 1 if not given.
+    """
+    if weight is None:
+        return F.mse_loss(output, target) * output.shape[1]
+    return (weight * (output - target).square()).mean() * output.shape[1]
 
 
 def kl_from_full_precision(logits: Tensor, reference: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from pack_ptq.states import (
 from pack_ptq.trainers import is_first_process, make_trainer
 from pack_ptq.tune import tune
 from pack_ptq.types import BitPlan, Hardware, Plan, Recipe, TuningResult, Unit, UnitResult
+from pack_ptq.views import Augment
 
 
 class Pipeline:
@@ -126,6 +127,10 @@ class Pipeline:
         trainer.validate(WholeNetwork(self.chain, forward), self.data, verbose=False)
         return time.perf_counter() - began
 
+    @property
+    def _augment(self) -> Augment | None:
+        return self.data.augment if self.data.augments else None
+
     def reconstruct(self, plan: Plan) -> list[UnitResult]:
         """Reconstruct the units that no earlier run has finished."""
         self.chain.network.to(self.device)
@@ -141,7 +146,6 @@ class Pipeline:
             self._load_unit,
             self._save_unit,
             self.show,
-            self.data.augment if self.data.augments else None,
         )
 
     def tune(self) -> TuningResult | None:
@@ -159,7 +163,7 @@ class Pipeline:
                 self.logger,
                 self.folder.path,
                 self.show,
-                self.data.augment if self.data.augments else None,
+                self._augment,
             )
             if self.is_first:
                 self.folder.write_tensors(self.folder.tuned, tuned_state(self.chain, result))

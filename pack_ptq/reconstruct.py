@@ -1,6 +1,5 @@
 """Reconstruct the units of a chain one after the other, each on what the ones before it really give."""
 
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,16 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from pack_ptq.cache import MemoryBudget, Storage, fill
-from pack_ptq.callbacks.keep_best import KeepBest
-from pack_ptq.callbacks.monitor import ReconstructionMonitor
 from pack_ptq.callbacks.progress import RunProgress
 from pack_ptq.distributed import world
+from pack_ptq.fisher import fisher_weights
 from pack_ptq.graph.chain import Chain
+from pack_ptq.graph.part import layer_rows
 from pack_ptq.graph.switch import quantized, switch
-from pack_ptq.modules.reconstruction import PackData, PackReconstruction, loader
-from pack_ptq.schedules import evaluation_steps
-from pack_ptq.trainers import make_trainer
-from pack_ptq.types import Hardware, Recipe, Unit, UnitResult
-from pack_ptq.views import Augment, Views, derived_seed
+from pack_ptq.modules.reconstruction import PackData
+from pack_ptq.reconstruct_unit import Workplace, reconstruct_unit
+from pack_ptq.types import Hardware, Recipe, ReconstructionSpec, Unit, UnitResult
+from pack_ptq.views import Views, derived_seed
 
 Load = Callable[[int], UnitResult | None]
 Save = Callable[[int, Unit, UnitResult], None]
@@ -42,54 +40,14 @@ def check_cache(chain: Chain, batch_size: int, limit: int) -> None:
     MemoryBudget(limit).check_batch(max(batches, key=lambda batch: batch.nbytes))
 
 
-def reconstruct_unit(
-    chain: Chain,
-    unit: Unit,
-    data: PackData,
-    recipe: Recipe,
-    seed: int,
-    hardware: Hardware,
-    logger: Logger | None = None,
-    progress: RunProgress | None = None,
-    label: str | None = None,
-) -> UnitResult:
-    """Fit one unit and leave its layers with hard codes: the best iterate, or rounding to nearest if that is better.
+def check_granularity(chain: Chain, spec: ReconstructionSpec) -> None:
+    """Refuse fits of single layers where the network has one that cannot be fitted alone, before any work starts.
 
-    Args:
-        chain: The prepared network with its ranges set.
-        unit: The links to fit.
-        data: Cached activations.
-        recipe: Settings and number of steps.
-        seed: Of this unit and process.
-        hardware: Where to run.
-        logger: For TensorBoard.
-        progress: Bars to move.
-        label: Of the curves in TensorBoard.
+    Raises:
+        UserError: A layer is called several times, or reads no rows of samples.
     """
-    began = time.perf_counter()
-    spec, steps = recipe.reconstruction, recipe.steps
-    module = PackReconstruction(chain, unit, spec, steps, seed)
-    module.label = label or unit.name
-    started_at = [layer.input_quantizer.scale.detach().clone() for layer in module.layers]
-    nearest_loss = module.hard_loss(data, "nearest")
-    best = KeepBest(data, evaluation_steps(steps, spec.evaluations))
-    if steps:
-        callbacks = [best, ReconstructionMonitor(), *([progress] if progress else [])]
-        trainer = make_trainer(hardware, callbacks, logger, max_steps=steps)
-        trainer.fit(module, loader(data, spec.batch_size, steps, seed))
-    accepted = bool(best.kept) and best.loss <= nearest_loss  # nothing is kept of a fit whose losses overflow
-    chain.network.to(data.target.budget.device)  # Lightning has moved the unit to the CPU
-    for index, layer in enumerate(module.layers):
-        quantizer = layer.weight_quantizer
-        if accepted:
-            codes, scale, input_scale = best.kept[index]
-        else:
-            codes, scale, input_scale = quantizer.nearest_codes(layer.weight), quantizer.scale, started_at[index]
-        quantizer.set_codes(codes.to(layer.weight.device), scale.to(layer.weight.device))
-        layer.input_quantizer.scale.data = input_scale.to(layer.weight.device)
-    module.end()
-    loss = best.loss if accepted else nearest_loss
-    return UnitResult(unit.name, unit.blocks, steps, nearest_loss, loss, accepted, time.perf_counter() - began)
+    if spec.granularity == "layer":
+        layer_rows(chain, list(chain.layers))
 
 
 def reconstruct(
@@ -104,7 +62,6 @@ def reconstruct(
     load: Load = lambda index: None,
     save: Save = lambda index, unit, result: None,
     show: bool = False,
-    augment: Augment | None = None,
 ) -> list[UnitResult]:
     """Reconstruct all units in order; the network then holds hard codes and quantizes its activations.
 
@@ -120,30 +77,30 @@ def reconstruct(
         load: Puts the codes of a unit in place that an earlier run has finished, and gives its result.
         save: Called with every unit that is newly finished.
         show: Whether to show progress bars.
-        augment: Makes further views of the calibration inputs, if the recipe wants them.
 
     Raises:
-        UserError: The cache budget is smaller than one batch, or the disk is full.
+        UserError: The cache budget is smaller than one batch, the disk is full, a layer cannot be fitted as the recipe
+            wants it, or the loss `fisher` finds no finite gradient.
     """
-    hardware = hardware or Hardware()
+    check_granularity(chain, recipe.reconstruction)
     device = next(chain.network.parameters()).device
     finished = {index: result for index in range(len(units)) if (result := load(index)) is not None}
     switch(chain.layers.values(), "off", activations=False)
     progress = RunProgress(units, recipe.steps, enabled=show)
+    place = Workplace(hardware or Hardware(), logger, progress)
     results = []
     caches = None
     if len(finished) < len(units):
-        views = Views(batches, augment, recipe.reconstruction.views, derived_seed(seed, world()[0]), device)
-        caches = _Caches(chain, views, MemoryBudget(recipe.reconstruction.cache_bytes, device, folder))
+        caches = _Caches(chain, Views(batches, device), MemoryBudget(recipe.reconstruction.cache_bytes, device, folder))
     for index, unit in enumerate(units):
         progress.begin(unit)
         result = finished.get(index)
         if caches is not None:
-            data = caches.open(unit)
+            data = caches.open(unit, weighted=result is None and recipe.reconstruction.loss == "fisher")
             if result is None:
                 label = f"{index:02d} {unit.name}"
                 of_unit = derived_seed(seed, index, world()[0])
-                result = reconstruct_unit(chain, unit, data, recipe, of_unit, hardware, logger, progress, label)
+                result = reconstruct_unit(chain, unit, data, recipe, of_unit, place, label)
                 save(index, unit, result)
             switch(chain.layers_of(unit.start, unit.stop).values(), "off", activations=False)
             caches.advance(unit)
@@ -156,24 +113,28 @@ def reconstruct(
 
 
 class _Caches:
-    """The inputs of the next unit in both networks, and its target."""
+    """The inputs of the next unit in both networks, its target, and the weights of its error if there are any."""
 
     def __init__(self, chain: Chain, views: Views, budget: MemoryBudget) -> None:
         self.chain, self.budget = chain, budget
-        sizes = [len(x) for x in views]
+        sizes = views.sizes()
         self.count, self.batch_size = sum(sizes), sizes[0]
         self.full = fill(budget, self.count, views, lambda x: x)
         self.quantized = self.full
         self.target: Storage | None = None
+        self.weight: Storage | None = None
 
-    def open(self, unit: Unit) -> PackData:
-        """Compute the unit's target."""
+    def open(self, unit: Unit, weighted: bool) -> PackData:
+        """Compute the unit's target, and the weights by its Fisher information."""
         self.target = self._run(unit, self.full)
-        return PackData(self.full, self.quantized, self.target)
+        self.weight = fisher_weights(self.chain, unit, self.full, self.batch_size) if weighted else None
+        return PackData(self.full, self.quantized, self.target, self.weight)
 
     def advance(self, unit: Unit) -> None:
         """Make the unit's outputs the inputs of the next one."""
         assert self.target is not None
+        if self.weight is not None:
+            self.weight.close()
         with quantized(self.chain.layers_of(unit.start, unit.stop).values(), "hard"):
             output = self._run(unit, self.quantized)
         for storage in {id(s): s for s in (self.full, self.quantized)}.values():

@@ -80,6 +80,7 @@ def peak_memory() -> int:
 def render(report: dict[str, Any], run_dir: str) -> str:
     """Give the table that ends a run."""
     metrics, bits, size, seconds = report["metrics"], report["bits"], report["size_bytes"], report["seconds"]
+    tuning = report.get("tuning")  # older reports have none
     names = list(metrics["full_precision"])
     rows = [["", *names, "weight bits", "activation bits", "size kB"]]
     for key, title in (
@@ -97,7 +98,7 @@ def render(report: dict[str, Any], run_dir: str) -> str:
         for row in rows
     ]
     lines.insert(1, "  ".join("-" * w for w in widths))
-    rejected = [u["name"] for u in report["reconstruction"] if not u["accepted"]]
+    rejected = [u["name"] for u in report["reconstruction"] if u["steps"] and not u["accepted"]]
     lines += [
         "",
         f"measured on {metrics['num_samples']} test samples with hard integer weights; protocol {report['protocol']}, "
@@ -105,11 +106,17 @@ def render(report: dict[str, Any], run_dir: str) -> str:
         f"{len(report['packs'])} packs: " + " | ".join(" ".join(pack) for pack in report["packs"]),
         f"seconds: calibration {seconds['calibration']:.1f}, scoring {seconds['scoring']:.1f}, "
         + (f"sensitivity {seconds['sensitivity']:.1f}, " if "sensitivity" in seconds else "")
-        + f"reconstruction {seconds['reconstruction']['total']:.1f}, total {seconds['total']:.1f}; "
+        + f"reconstruction {seconds['reconstruction']['total']:.1f}, "
+        + (f"tuning {seconds['tuning']:.1f}, " if tuning else "")
+        + f"total {seconds['total']:.1f}; "
         f"peak memory {report['peak_memory_bytes'] / 2**20:,.0f} MiB",
     ]
     if "mixed" in bits:
         lines += _mixed_lines(bits)
+    if tuning:
+        fate = "" if tuning["accepted"] else ", and nothing of it kept, for it ended worse"
+        change = f"KL {tuning['before']:.4g} -> {tuning['after']:.4g} nats"
+        lines.append(f"tuning: {tuning['steps']} steps, {change}{fate}")
     if rejected:
         lines.append(f"kept rounded to nearest, for reconstruction ended worse: {', '.join(rejected)}")
     if report["left_out"]:

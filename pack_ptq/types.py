@@ -94,14 +94,17 @@ class ReconstructionSpec(Record):
         beta: First and last exponent of the penalty.
         evaluations: How often the hardened pack is measured while fitting; the best iterate is kept.
         cache_bytes: Memory for cached activations; what does not fit goes into memory-mapped files.
-        views: How often each calibration sample is taken: once as it is, then changed by the datamodule's `augment`.
+        loss: Error at the output of what is fitted: `mse` counts every element alike, `fisher` by the diagonal of the
+            Fisher information (BRECQ, arXiv 2102.05426).
+        granularity: What is fitted at once: a whole `pack`, or its layers one after the other, each with all `steps`
+            (AdaRound, arXiv 2004.10568).
     """
 
     steps: int | None = None
     batch_size: int = 32
     rounding_lr: float = 3e-3
     activation_scale_lr: float = 3e-3
-    weight_scale_lr: float = 0.0
+    weight_scale_lr: float = 1e-3
     input_drop: float = 0.5
     inner_drop: float = 0.5
     penalty_weight: float = 0.01
@@ -109,17 +112,22 @@ class ReconstructionSpec(Record):
     beta: tuple[float, float] = (20.0, 2.0)
     evaluations: int = 4
     cache_bytes: int = 4 * 2**30
-    views: int = 1
+    loss: Literal["mse", "fisher"] = "mse"
+    granularity: Literal["pack", "layer"] = "pack"
 
     def check(self, key: str) -> None:
         """Refuse values out of range, naming them below `key`.
 
         Raises:
-            UserError: A count is too low or a share outside [0, 1].
+            UserError: A count is too low, a share outside [0, 1], a choice unknown, or `fisher` asked of layers.
         """
+        _check_choice(f"{key}.loss", self.loss, ("mse", "fisher"))
+        _check_choice(f"{key}.granularity", self.granularity, ("pack", "layer"))
+        if self.loss == "fisher" and self.granularity == "layer":
+            raise refuse(f"{key}.loss", self.loss, f"mse, or {key}.granularity pack")
         if self.steps is not None and self.steps < 0:
             raise refuse(f"{key}.steps", self.steps, "0 or more")
-        for name in ("batch_size", "evaluations", "cache_bytes", "views"):
+        for name in ("batch_size", "evaluations", "cache_bytes"):
             if getattr(self, name) < 1:
                 raise refuse(f"{key}.{name}", getattr(self, name), "1 or more")
         for name in ("input_drop", "inner_drop"):
@@ -141,14 +149,21 @@ class TuningSpec(Record):
         batch_size: Samples per step.
         weight_scale_lr: Adam's first rate for weight scales, relative to the scale; every rate falls as a cosine to 0.
         activation_scale_lr: The same for activation scales.
-        bias_lr: The same for biases, relative to the standard deviation of a layer's biases.
+        bias_lr: The same for biases, relative to the root mean square of a layer's biases; where all are 0, they stay.
+        views: How often each calibration sample is taken at most, where the datamodule can `augment`: once as it is,
+            then changed. No more are made than the steps use up.
+        held_out: Share of the calibration samples that the pass does not see and is judged by.
+        evaluations: How often it is; the best iterate is kept, which may be the first.
     """
 
-    steps: int | None = 0
+    steps: int | None = None
     batch_size: int = 32
-    weight_scale_lr: float = 1e-3
+    weight_scale_lr: float = 1e-2
     activation_scale_lr: float = 3e-3
-    bias_lr: float = 1e-3
+    bias_lr: float = 1e-2
+    views: int = 8
+    held_out: float = 0.125
+    evaluations: int = 4
 
     def check(self, key: str) -> None:
         """Refuse values out of range, naming them below `key`.
@@ -158,8 +173,11 @@ class TuningSpec(Record):
         """
         if self.steps is not None and self.steps < 0:
             raise refuse(f"{key}.steps", self.steps, "0 or more")
-        if self.batch_size < 1:
-            raise refuse(f"{key}.batch_size", self.batch_size, "1 or more")
+        for name in ("batch_size", "views", "evaluations"):
+            if getattr(self, name) < 1:
+                raise refuse(f"{key}.{name}", getattr(self, name), "1 or more")
+        if not 0 < self.held_out <= 0.5:
+            raise refuse(f"{key}.held_out", self.held_out, "above 0 and at most 0.5")
         rates = ("weight_scale_lr", "activation_scale_lr", "bias_lr")
         for name in rates:
             if not getattr(self, name) >= 0:
@@ -168,8 +186,8 @@ class TuningSpec(Record):
             raise refuse(f"{key}.{rates[0]}", 0.0, f"above 0, or {rates[1]} or {rates[2]} above 0")
 
 
-TUNING_STEPS = {"fast": 100, "default": 400, "best": 2000}
-STEPS = {"fast": 500, "default": 2000, "best": 20000}
+TUNING_STEPS = {"fast": 30, "default": 500, "best": 2000}
+STEPS = {"fast": 60, "default": 1000, "best": 5000}
 
 
 @dataclass(frozen=True)
@@ -181,7 +199,8 @@ class Recipe(Record):
         activation: For the inputs of quantized layers; always per tensor.
         protocol: Treatment of the first and last layer, as METHOD.md names it.
         profile: `paper` has asymmetric weights; `deploy` has symmetric signed weights per channel and an int32 bias.
-        budget: Steps per unit where `reconstruction.steps` is not given: 500, 2000 or 20000.
+        budget: Steps per unit where `reconstruction.steps` is not given: 60, 1000 or 5000; and of the last pass where
+            `tuning.steps` is not: 30, 500 or 2000.
         reconstruction: Settings of the fit.
         tuning: Settings of the last pass over the whole network.
     """
@@ -352,10 +371,11 @@ class UnitResult(Record):
     Attributes:
         name: Of the unit.
         blocks: Names of its blocks.
-        steps: Optimisation steps that were made.
-        nearest_loss: Output error with weights rounded to nearest.
+        steps: Optimisation steps that were made; where layers are fitted alone, of all its layers together.
+        nearest_loss: Output error with weights rounded to nearest, in the measure of the fit's loss.
         final_loss: Output error with the hard codes that are kept.
-        accepted: Whether the fit was better than rounding to nearest; if not, that is kept.
+        accepted: Whether the fit was better than rounding to nearest; if not, that is kept. Where layers are fitted
+            alone this is decided for each, and here it is whether any was better.
         seconds: Time of the fit, caches included.
     """
 
@@ -374,7 +394,7 @@ class TuningResult(Record):
 
     Attributes:
         steps: Optimisation steps that were made.
-        before: `KL(p_fp || p_q)` on calibration samples before it, in nats.
+        before: `KL(p_fp || p_q)` on the held-out calibration samples before it, in nats.
         after: The same with what is kept.
         accepted: Whether tuning made it smaller; if not, all stays as it was.
         seconds: Time of the pass.

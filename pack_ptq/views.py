@@ -21,17 +21,26 @@ class Views:
 
     Args:
         batches: Inputs of shape (batch, ...), or pairs of inputs and labels; iterated more than once.
+        device: Where the inputs go.
         augment: Changes inputs at random as their kind of data allows; without it there is one view.
         count: Views of each sample, 1 or more; the first one is the sample itself.
         seed: Of the changes.
-        device: Where the inputs go.
     """
 
     def __init__(
-        self, batches: Iterable[Any], augment: Augment | None, count: int, seed: int, device: torch.device | str = "cpu"
+        self,
+        batches: Iterable[Any],
+        device: torch.device | str = "cpu",
+        augment: Augment | None = None,
+        count: int = 1,
+        seed: int = 0,
     ) -> None:
         self.batches, self.augment, self.seed, self.device = batches, augment, seed, device
         self.count = count if augment is not None else 1
+
+    def sizes(self) -> list[int]:
+        """Give the samples of every batch of one view."""
+        return [len(batch[0] if isinstance(batch, tuple | list) else batch) for batch in self.batches]
 
     def __iter__(self) -> Iterator[Tensor]:
         for view in range(self.count):

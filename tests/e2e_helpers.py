@@ -98,6 +98,14 @@ class OddDigits(DigitsData):
     def test_dataset(self) -> Dataset:
         return Subset(super().test_dataset(), range(499))
 
+    @property
+    def augments(self) -> bool:
+        return True
+
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Add some noise."""
+        return inputs + 0.05 * torch.randn(inputs.shape, generator=generator)
+
 
 def environment(**extra: str) -> dict[str, str]:
     paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from e2e_helpers import NaNWeight, TinyNet, _one_thread, assert_same, packs_of
 
 import pack_ptq
@@ -14,10 +15,12 @@ from pack_ptq.callbacks import FixedPacking, HessianPacking, HessianScoring, NoP
 from pack_ptq.datamodules import DigitsData, TensorData
 from pack_ptq.graph.switch import switch
 from pack_ptq.models import DigitsResNet
+from pack_ptq.types import TuningSpec
 
 __all__ = ["_one_thread"]
 
 DIGITS = ModelSource(class_path="pack_ptq.models.DigitsResNet")
+OFF = TuningSpec(steps=0)
 
 
 def tiny() -> TinyNet:
@@ -41,7 +44,7 @@ def recipe(weight: int = 4, activation: int = 4, steps: int = 4, **more: Any) ->
         QuantizerSpec(weight),
         QuantizerSpec(activation, per_channel=False),
         reconstruction=ReconstructionSpec(steps=steps, batch_size=8),
-        **more,
+        **{"tuning": OFF, **more},
     )
 
 
@@ -121,6 +124,121 @@ def test_blocks_by_hand_last_until_loading(tmp_path, captured):
     assert torch.equal(pack_ptq.load(tmp_path / "run")(x), run_output(captured, x))
 
 
+TUNING = TuningSpec(steps=20, batch_size=16, weight_scale_lr=1e-3, bias_lr=1e-3, held_out=0.25)
+
+
+@pytest.mark.parametrize("profile", ["paper", "deploy"])
+def test_a_tuned_network_loads_as_it_was_measured(profile, tmp_path, captured):
+    torch.manual_seed(3)
+    checkpoint = tmp_path / "own.pt"
+    torch.save(DigitsResNet().state_dict(), checkpoint)
+    source = ModelSource(
+        class_path="pack_ptq.models.DigitsResNet", init_args={"pretrained": False}, checkpoint=str(checkpoint)
+    )
+    data = DigitsData(num_calibration=48, batch_size=32)
+    settings = recipe(3, 3, steps=2, profile=profile, tuning=TUNING)
+    report = pack_ptq.quantize(source, data, settings, run_dir=tmp_path / "run")
+    tuning = report["tuning"]
+    assert set(tuning) == {"steps", "before", "after", "accepted", "seconds"}
+    assert tuning["steps"] == 20
+    assert tuning["accepted"]
+    assert tuning["after"] < tuning["before"]
+    assert report["seconds"]["tuning"] == tuning["seconds"] > 0
+    x, labels = data.test_dataset()[:]
+    expected = run_output(captured, x)
+    for there in (True, False):
+        if not there:
+            checkpoint.unlink()
+        network = pack_ptq.load(tmp_path / "run")
+        assert torch.equal(network(x), expected)
+    assert 100 * (expected.argmax(1) == labels).double().mean().item() == pytest.approx(
+        report["metrics"]["quantized"]["top1"], abs=1e-4
+    )
+    assert pack_ptq.evaluate(tmp_path / "run", DigitsData()) == report["metrics"]["quantized"]
+    (tmp_path / "run" / "tuned.pt").unlink()
+    with pytest.raises(UserError, match="their tuning is still to do"):
+        pack_ptq.load(tmp_path / "run")
+
+
+def test_tuning_alone_without_a_fit(tmp_path, captured):
+    report = pack_ptq.quantize(tiny(), samples(), recipe(3, 3, steps=0, tuning=TUNING), run_dir=tmp_path / "run")
+    assert [unit["steps"] for unit in report["reconstruction"]] == [0] * len(report["reconstruction"])
+    assert report["tuning"]["after"] < report["tuning"]["before"]
+    x = noise(9, 4)
+    assert torch.equal(pack_ptq.load(tmp_path / "run", network=TinyNet())(x), run_output(captured, x))
+
+
+def test_no_tuning_if_not_wanted_or_in_a_run_from_before_there_was_one(tmp_path):
+    report = pack_ptq.quantize(tiny(), samples(), recipe(steps=1), run_dir=tmp_path / "run")
+    assert report["tuning"] is None
+    assert report["seconds"]["tuning"] == 0
+    assert not (tmp_path / "run" / "tuned.pt").exists()
+    config = tmp_path / "run" / "config.yaml"
+    older = yaml.safe_load(config.read_text())
+    del older["recipe"]["tuning"]
+    config.write_text(yaml.safe_dump(older))
+    pack_ptq.load(tmp_path / "run", network=TinyNet())
+
+
+class Mirrored(TensorData):
+    augments = True
+
+    def augment(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return torch.where(torch.rand(len(inputs), 1, 1, 1, generator=generator) < 0.5, inputs.flip(3), inputs)
+
+
+def test_views_change_the_tuning_alone_and_only_of_data_that_augments(tmp_path):
+    test, tuned = noise(21, seed=9), {}
+    for kind in (TensorData, Mirrored):
+        data = kind(noise(18), (test, tiny()(test).argmax(1)), batch_size=8)
+        for views in (1, 3):
+            run_dir = tmp_path / f"{kind.__name__}{views}"
+            settings = recipe(3, steps=1, tuning=TuningSpec(steps=20, batch_size=16, views=views))
+            pack_ptq.quantize(tiny(), data, settings, run_dir=run_dir)
+            content = torch.load(run_dir / "tuned.pt", weights_only=True)
+            assert content["result"]["accepted"]
+            tuned[run_dir.name] = content["biases"]
+            assert_same(packs_of(tmp_path / "TensorData1"), packs_of(run_dir))
+    plain = tuned.pop("TensorData1")
+    changed = tuned.pop("Mirrored3")
+    for same in tuned.values():
+        assert_same(plain, same)
+    with pytest.raises(AssertionError):
+        assert_same(plain, changed)
+
+
+def test_tuning_is_done_if_nothing_is_set_and_needs_two_samples(tmp_path):
+    test = noise(21, seed=9)
+    one = TensorData(noise(1), (test, tiny()(test).argmax(1)), batch_size=1)
+    fit = ReconstructionSpec(steps=1)
+    with pytest.raises(UserError, match=r"recipe\.tuning\.steps is 30; allowed: 0 with fewer than 2 calibration"):
+        pack_ptq.quantize(tiny(), one, Recipe(budget="fast", reconstruction=fit), run_dir=tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+    pack_ptq.quantize(tiny(), one, recipe(steps=1), run_dir=tmp_path / "one")
+    two = TensorData(noise(2), (test, tiny()(test).argmax(1)), batch_size=2)
+    report = pack_ptq.quantize(tiny(), two, Recipe(budget="fast", reconstruction=fit), run_dir=tmp_path / "two")
+    assert report["tuning"]["steps"] == 30
+    assert report["tuning"]["after"] <= report["tuning"]["before"]
+
+
+class NoBias(TinyNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.Identity()
+        for layer in (self.stem, self.block1.a, self.block1.b, self.block2.a, self.block2.b, self.head):
+            layer.bias = None
+
+
+def test_biases_alone_are_not_tuned_where_there_are_none(tmp_path):
+    settings = recipe(steps=1, tuning=TuningSpec(steps=2, weight_scale_lr=0, activation_scale_lr=0))
+    with pytest.raises(UserError, match=r"recipe\.tuning\.bias_lr is 0\.01"):
+        pack_ptq.quantize(NoBias(), samples(), settings, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    report = pack_ptq.quantize(NoBias(), samples(), recipe(steps=1, tuning=TUNING), run_dir=tmp_path / "run")
+    assert report["tuning"]["after"] <= report["tuning"]["before"]
+    pack_ptq.load(tmp_path / "run", network=NoBias())
+
+
 def bits_of(run_dir: Path) -> tuple[dict[str, int], dict[str, int | None]]:
     bits = json.loads((run_dir / "plan.json").read_text())["bits"]
     return bits["weight"], bits["activation"]
@@ -192,7 +310,7 @@ def test_few_steps_beat_rounding_to_nearest(tmp_path):
 def test_a_cache_on_disk_gives_the_same_codes(tmp_path):
     for name, size in (("memory", 2**30), ("disk", 40_000)):
         spec = ReconstructionSpec(steps=3, batch_size=8, cache_bytes=size)
-        whole = Recipe(reconstruction=spec)
+        whole = Recipe(reconstruction=spec, tuning=OFF)
         pack_ptq.quantize(tiny(), samples(), whole, run_dir=tmp_path / name)
     assert_same(packs_of(tmp_path / "memory"), packs_of(tmp_path / "disk"))
 

@@ -78,6 +78,38 @@ def test_compute_may_change_the_form_and_records_no_gradient() -> None:
     assert torch.equal(store.tensor, ROWS.sum((1, 2)))
 
 
+IMAGES = torch.arange(840.0).reshape(5, 4, 6, 7)
+LAYOUTS = {
+    "contiguous": IMAGES,
+    "channels last": IMAGES.contiguous(memory_format=torch.channels_last),
+    "tokens seen as channels": IMAGES.flatten(2).transpose(1, 2).contiguous().transpose(1, 2),
+    "one channel": IMAGES[:, :1].contiguous(memory_format=torch.channels_last),
+    "a part of the columns": IMAGES[..., 2:5],
+    "one pixel for all": IMAGES[..., :1, :1].expand(5, 4, 6, 7),
+    "numbers": IMAGES[:, 0, 0, 0],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_rows_keep_their_memory_layout(layout: str, mapped: bool, tmp_path: Path) -> None:
+    rows = LAYOUTS[layout]
+    limit = rows[:2].nbytes if mapped else 2**20
+    store = filled(MemoryBudget(limit, folder=tmp_path), rows, size=2)
+    assert store.mapped == mapped
+    index = torch.tensor([4, 0, 4])
+    for taken, expected in ((slice(1, 4), rows[1:4]), (index, rows[index]), (slice(0, 1), rows[:1])):
+        found = store.rows(taken)
+        assert torch.equal(found, expected)
+        if layout not in ("a part of the columns", "one pixel for all"):  # which no dense tensor has
+            copied = expected.clone().stride()
+            assert [s for s, n in zip(found.stride(), found.shape, strict=True) if n > 1] == [
+                s for s, n in zip(copied, found.shape, strict=True) if n > 1
+            ]
+    store.close()
+    assert store.budget.used == 0
+
+
 def test_budget_below_one_batch_is_refused(tmp_path: Path) -> None:
     size = ROWS[:4].nbytes
     with pytest.raises(

@@ -14,7 +14,8 @@ from pack_ptq.cli import main
 
 __all__ = ["_one_thread"]
 
-DIGITS = ("quantize", "--config", "digits_w3a3", "--recipe.reconstruction.steps", "10")
+DIGITS = ("quantize", "--config", "digits_w3a3", "--recipe.reconstruction.steps", "10", "--recipe.tuning.steps", "2")
+STEPS = ("--recipe.reconstruction.steps=2", "--recipe.tuning.steps=2")
 KEYS = {"model", "data", "protocol", "seed", "versions", "packs", "scores", "peak_memory_bytes"}
 INNER = {
     "metrics": {"full_precision", "rounded_to_nearest", "quantized", "num_samples"},
@@ -284,7 +285,7 @@ def images(tmp_path) -> list[str]:
     paths = {f"{n}_dir": tmp_path / n for n in ("calibration", "test")} | {"classes": tmp_path / "classes"}
     arguments = [f"--data.init_args.{key}={value}" for key, value in {**paths, **size}.items()]
     model = ["--model.class_path", "e2e_helpers.TinyNet", "--data.class_path", "pack_ptq.datamodules.ImageFolderData"]
-    return ["quantize", *model, *arguments, "--recipe.reconstruction.steps=2", f"--run_dir={tmp_path / 'run'}"]
+    return ["quantize", *model, *arguments, *STEPS, f"--run_dir={tmp_path / 'run'}"]
 
 
 def test_image_folders_serve_and_their_config_is_complete(images, tmp_path):

@@ -13,7 +13,8 @@ from pack_ptq.errors import UserError
 
 __all__ = ["_one_thread"]
 
-KEYS = ("--config", "digits_w3a3", "--recipe.reconstruction.steps=2", "--data.init_args.num_calibration=64")
+STEPS = ("--recipe.reconstruction.steps=2", "--recipe.tuning.steps=0")
+KEYS = ("--config", "digits_w3a3", *STEPS, "--data.init_args.num_calibration=64")
 
 
 def compare(out: Path, *arguments: str) -> dict:
@@ -42,7 +43,7 @@ def test_every_combination_is_a_run_folder_with_its_seed(finished) -> None:
         assert config["seed"] == config["data"]["init_args"]["calibration_seed"] == int(name[-1])
     packing = {name: config_of(finished / f"{name}-seed0")["packing"]["class_path"] for name in ("qdrop", "none")}
     assert packing["qdrop"].endswith("NoPacking")
-    assert packing["none"].endswith("HessianPacking")
+    assert packing["none"].endswith("NoPacking")
 
 
 def test_what_a_recipe_states_goes_before_the_keys(finished) -> None:
@@ -112,7 +113,7 @@ def test_a_failing_run_is_named(tmp_path, capsys, monkeypatch) -> None:
 
 
 REFUSED = {
-    "unknown recipe": (["--recipes", "rtn", "nope"], "recipes is 'nope'; allowed: none, default, "),
+    "unknown recipe": (["--recipes", "rtn", "nope"], "recipes is 'nope'; allowed: none, adaround, "),
     "recipe twice": (["--recipes", "rtn", "qdrop", "rtn"], "recipes is 'rtn'; allowed: each name"),
     "no recipe": (["--recipes"], "--recipes: expected at least one argument"),
     "recipes not given": ([], "recipes"),

@@ -60,6 +60,17 @@ def test_row_holds_the_spread_and_every_run() -> None:
     assert (found["device"], found["protocol"]) == (["cpu"], "all")
 
 
+def test_tuning_counts_as_steps_and_time() -> None:
+    tuned = report(0, 80.0) | {"tuning": {"steps": 7, "seconds": 30.0}}
+    tuned["seconds"] = tuned["seconds"] | {"tuning": 30.0}
+    plain = report(0, 80.0) | {"tuning": None}
+    plain["seconds"] = plain["seconds"] | {"tuning": 0.0}
+    found = [row("r", [each]) for each in (tuned, plain, report(0, 80.0))]
+    assert [r["total_steps"]["mean"] for r in found] == [47, 40, 40]
+    assert [r["steps_per_unit"]["mean"] for r in found] == [10, 10, 10]
+    assert [r["minutes"] for r in found] == pytest.approx([2, 1.5, 1.5])
+
+
 def test_rows_keep_the_order_and_unfinished_recipes_have_none() -> None:
     found = compare_reports({"z": [report(0, 80.0)], "none": [], "a": [report(0, 81.0)]}, planned=6)
     assert [r["recipe"] for r in found["rows"]] == ["z", "a"]

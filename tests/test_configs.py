@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import pytest
 import yaml
 from e2e_helpers import _one_thread, make_images
 
-from pack_ptq.callbacks import HessianPacking, HessianScoring
+from pack_ptq.callbacks import NoPacking
 from pack_ptq.cli import build_parser, main
 from pack_ptq.configs.shipped import config_file, listing, recipe_file
 from pack_ptq.datamodules import DigitsData, ImageFolderData
 from pack_ptq.models import ModelSource
-from pack_ptq.types import BITS, Recipe, ReconstructionSpec
+from pack_ptq.types import BITS, Recipe, ReconstructionSpec, TuningSpec
 
 __all__ = ["_one_thread"]
 
@@ -60,7 +60,7 @@ def test_every_config_is_read_and_checks(name):
 
 def test_recipes_of_the_comparison_are_there():
     names = {name.removeprefix("recipes/") for name in RECIPES}
-    assert names >= {"rtn", "qdrop", "pack_ptq_paper", "pack_ptq_release", "default"}
+    assert names >= {"rtn", "adaround", "brecq", "qdrop", "pack_ptq_paper", "pack_ptq_release", "default"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -73,8 +73,12 @@ def test_a_recipe_states_only_the_method_and_states_it_whole(name):
         assert f"{type(chosen).__module__.rpartition('.')[0]}.{type(chosen).__name__}" == content[part]["class_path"]
         assert set(content[part].get("init_args", {})) == set(inspect.signature(type(chosen)).parameters)
     fit = content["recipe"]["reconstruction"]
-    own = {field.name for field in fields(ReconstructionSpec)} - {"steps", "evaluations", "cache_bytes"}
-    assert set(fit) == {"steps"} if fit.get("steps") == 0 else set(fit) >= own
+    # Effort is the user's choice, and the penalty's weight belongs to the network.
+    free = {"steps", "evaluations", "cache_bytes", "penalty_weight"}
+    own = {field.name for field in fields(ReconstructionSpec)} - free
+    assert set(fit) == {"steps"} if fit.get("steps") == 0 else set(fit) == own
+    last = content["recipe"]["tuning"]
+    assert set(last) == ({"steps"} if last["steps"] == 0 else {field.name for field in fields(TuningSpec)})
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -84,25 +88,34 @@ def test_a_recipe_replaces_the_method_and_keeps_the_network(network, name):
     assert (composed.recipe.weight, composed.recipe.protocol) == (alone.recipe.weight, alone.recipe.protocol)
     assert (composed.model.name, composed.data.batch_size) == (alone.model.name, alone.data.batch_size)
     fits = composed.recipe.reconstruction, other.recipe.reconstruction
-    assert fits[0] == fits[1] or composed.recipe.steps == other.recipe.steps == 0
+    own = alone.recipe.reconstruction
+    steps = 0 if fits[1].steps == 0 else own.steps
+    of_network = replace(fits[1], penalty_weight=own.penalty_weight, steps=steps)
+    assert fits[0] == of_network or composed.recipe.steps == other.recipe.steps == 0
+    assert composed.recipe.tuning == other.recipe.tuning or composed.recipe.tuning_steps == 0
     assert (type(composed.packing), composed.packing.__dict__) == (type(other.packing), other.packing.__dict__)
 
 
 def test_the_default_recipe_is_what_is_done_if_nothing_is_set():
     chosen = chosen_by("imagenet/mobilenetv2_w2a4", "recipes/default")
-    assert chosen.recipe.reconstruction == ReconstructionSpec()
-    assert chosen.packing.__dict__ == HessianPacking().__dict__
-    assert chosen.scoring.__dict__ == HessianScoring().__dict__
+    assert chosen.recipe.reconstruction == ReconstructionSpec(penalty_weight=0.1)
+    assert chosen.recipe.tuning == TuningSpec()
+    assert type(chosen.packing) is NoPacking
+    assert (chosen.recipe.steps, chosen.recipe.tuning_steps) == (Recipe().steps, Recipe().tuning_steps)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_steps_of_every_recipe_on_digits(name, tmp_path):
     fit = yaml.safe_load(Path(config_file(name)).read_text())["recipe"]["reconstruction"]
     steps = [] if fit.get("steps") == 0 else ["--recipe.reconstruction.steps=2"]
-    short = [*steps, "--data.init_args.num_calibration=64"]
+    is_tuned = name in ("recipes/fast", "recipes/default", "recipes/best")
+    last = ["--recipe.tuning.steps=2"] if is_tuned else []
+    short = [*steps, *last, "--data.init_args.num_calibration=64"]
     main(["quantize", "--config", "digits_w3a3", "--config", name, *short, f"--run_dir={tmp_path / 'run'}"])
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert {unit["steps"] for unit in report["reconstruction"]} == {2 if steps else 0}
+    expected = {2, 4, 6} if fit.get("granularity") == "layer" else {2} if steps else {0}
+    assert {unit["steps"] for unit in report["reconstruction"]} == expected, "of single layers, in all"
+    assert (report["tuning"] is not None) == is_tuned
     if not steps:
         assert report["metrics"]["quantized"] == report["metrics"]["rounded_to_nearest"]
 
@@ -142,6 +155,8 @@ def test_two_steps_per_pack_with_random_weights(name, images, tmp_path, capsys):
     short = [
         "--recipe.reconstruction.steps=2",
         "--recipe.reconstruction.batch_size=4",
+        "--recipe.tuning.steps=1",
+        "--recipe.tuning.batch_size=4",
         "--recipe.weight.observer=minmax",
     ]
     main(["quantize", "--config", name, *data, classes, *extra, *short, f"--run_dir={tmp_path / 'run'}"])

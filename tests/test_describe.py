@@ -29,7 +29,7 @@ PARTS = [
     (RandomPacking(7, 2), {"seed": 7, "max_blocks": 2}),
     (NoPacking(), {}),
     (WholePacking(), {}),
-    (HessianScoring("task", 5), {"loss": "task", "num_samples": 5}),
+    (HessianScoring("task", 5), {"loss": "task", "num_samples": 5, "variant": "paper"}),
     (UniformBits(), {}),
     (Evaluation(), {}),
 ]

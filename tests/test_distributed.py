@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_helpers import _one_thread, assert_same, cli, environment, packs_of
+import torch
+from e2e_helpers import OddDigits, _one_thread, assert_same, cli, environment, packs_of
 
 from pack_ptq.cli import main
 
@@ -19,6 +20,7 @@ pytestmark = [pytest.mark.ddp, pytest.mark.timeout(300)]
 # 101 calibration and 499 test samples: neither is divisible by 2.
 RUN = ["quantize", "--config=digits_w3a3", "--data.class_path=e2e_helpers.OddDigits", "--hardware.accelerator=cpu"]
 RUN += ["--recipe.reconstruction.steps=8", "--data.init_args.num_calibration=101"]
+RUN += ["--recipe.tuning.views=2", "--recipe.tuning.steps=6"]
 TWO = [*RUN, "--hardware.devices=2"]
 
 # Runs the command line, and kills the first process when it has written a file whose name ends in $KILL_AT.
@@ -35,6 +37,28 @@ main()
 """
 
 
+# Runs the command line, and lets every process note what it holds when the network is tuned, and what it cached.
+NOTER = """
+import os, sys
+import torch
+from pack_ptq import pipeline, tune
+from pack_ptq.states import tuned_state
+real, outputs, held = pipeline.tune, tune._outputs, {}
+def noted_outputs(*args):
+    data = outputs(*args)
+    held.update(inputs=data.full_input.tensor.clone(), outputs=data.target.tensor.clone())
+    return data
+def noted(chain, *args, **more):
+    result = real(chain, *args, **more)
+    content = tuned_state(chain, result) | held
+    torch.save(content, os.path.join(os.environ["NOTES"], os.environ.get("LOCAL_RANK", "0") + ".pt"))
+    return result
+tune._outputs, pipeline.tune = noted_outputs, noted
+from pack_ptq.cli import main
+main()
+"""
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("one") / "run"
@@ -44,8 +68,14 @@ def one(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> tuple[Path, str]:
+    """Run in two processes, whose notes lie beside the run folder."""
     run_dir = tmp_path_factory.mktemp("two") / "run"
-    return run_dir, cli(*TWO, f"--run_dir={run_dir}").stdout
+    script = run_dir.parent / "noter.py"
+    script.write_text(NOTER)
+    command, notes = [sys.executable, str(script), *TWO, f"--run_dir={run_dir}"], str(run_dir.parent)
+    done = subprocess.run(command, env=environment(NOTES=notes), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return run_dir, done.stdout
 
 
 def content(path: Path) -> Any:
@@ -77,6 +107,30 @@ def test_the_table_is_shown_once(two):
     assert two[1].count("measuring: full precision") == 1
 
 
+def test_every_process_tunes_to_the_same(two):
+    first, second = (torch.load(two[0].parent / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    written = torch.load(two[0] / "tuned.pt", weights_only=True)
+    for part in ("layers", "biases"):
+        assert_same(first[part], second[part])
+        assert_same(first[part], written[part])
+    for result in (first["result"], second["result"]):
+        assert {k: v for k, v in result.items() if k != "seconds"} == {
+            k: v for k, v in written["result"].items() if k != "seconds"
+        }
+    assert written["result"]["after"] < written["result"]["before"]
+
+
+def test_processes_share_out_the_samples_and_change_them_on_their_own(two):
+    images = [torch.load(two[0].parent / f"{rank}.pt", weights_only=True)["inputs"] for rank in (0, 1)]
+    assert [len(x) for x in images] == [2 * 51, 2 * 50]
+    samples = OddDigits().calibration_dataset()[:][0]
+    assert torch.equal(images[0][:51], samples[0::2])
+    assert torch.equal(images[1][:50], samples[1::2])
+    noise = [images[0][51:101] - images[0][:50], images[1][50:] - images[1][:50]]
+    assert all(0.04 < each.std() < 0.06 for each in noise)
+    assert not torch.allclose(*noise, atol=1e-3)
+
+
 @pytest.mark.slow
 def test_evaluation_in_two_processes(two):
     run_dir, _ = two
@@ -99,6 +153,9 @@ def test_killed_in_two_processes_it_resumes_bit_for_bit(two, tmp_path):
     cli(*TWO, f"--run_dir={tmp_path / 'run'}")
     assert_same(packs_of(tmp_path / "run"), packs_of(two[0]))
     assert content(tmp_path / "run" / "measured.json") == content(two[0] / "measured.json")
+    first, second = (torch.load(folder / "tuned.pt", weights_only=True) for folder in (tmp_path / "run", two[0]))
+    del first["result"]["seconds"], second["result"]["seconds"]
+    assert_same(first, second)
 
 
 def orphans(run_dir: Path) -> list[str]:

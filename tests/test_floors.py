@@ -20,6 +20,7 @@ FLOORS = [
         "mixed",
         "sensitivity",
         "hessian",
+        "fisher",
         "calibration",
         "cache",
         "states",
@@ -27,7 +28,7 @@ FLOORS = [
     ],
     ["modules", "models", "trainers", "runs"],
     ["callbacks", "datamodules", "configs"],
-    ["reconstruct", "tune", "report", "describe", "pipeline", "api", "comparison", "compare"],
+    ["reconstruct", "reconstruct_unit", "tune", "report", "describe", "pipeline", "api", "comparison", "compare"],
     ["parse_errors", "commands", "cli", "__main__"],
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}

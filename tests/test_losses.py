@@ -20,6 +20,18 @@ def test_reconstruction_loss(shape: tuple[int, ...]) -> None:
     assert reconstruction_loss(target, target).item() == 0
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (3, 2, 4, 5)])
+def test_weighted_reconstruction_loss(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    output, target, weight = (torch.randn(shape, generator=generator) for _ in range(3))
+    lists = [x.flatten().tolist() for x in (output, target, weight.square())]
+    total = sum(w * (a - b) ** 2 for a, b, w in zip(*lists, strict=True))
+    positions = math.prod(shape) / shape[1]
+    assert reconstruction_loss(output, target, weight.square()).item() == pytest.approx(total / positions, rel=1e-5)
+    plain = reconstruction_loss(output, target).item()
+    assert reconstruction_loss(output, target, torch.ones(shape)).item() == pytest.approx(plain, rel=1e-6)
+
+
 def divergence(logits: list[float], reference: list[float]) -> float:
     def softmax(x: list[float]) -> list[float]:
         powers = [math.exp(v - max(x)) for v in x]

@@ -276,7 +276,7 @@ def test_units_fit_on_what_the_units_before_really_give(
     hard_loss = PackReconstruction.hard_loss
 
     def watched(module: PackReconstruction, data: Any, weights: Any = "settled") -> float:
-        seen.setdefault(module.unit.name, tuple(t.clone() for t in data.rows(slice(0, 64))))
+        seen.setdefault(module.label.split()[1], tuple(t.clone() for t in data.rows(slice(0, 64))))
         return hard_loss(module, data, weights)
 
     monkeypatch.setattr(PackReconstruction, "hard_loss", watched)

@@ -91,7 +91,10 @@ def report(**changes: Any) -> dict[str, Any]:
         "bits": {"weight_average": 3.126, "activation_average": 3.5},
         "size_bytes": {"full_precision": 1_234_567, "quantized": 123_400},
         "seconds": {"calibration": 1.0, "scoring": 2.0, "reconstruction": {"total": 3.0}, "total": 6.5},
-        "reconstruction": [{"name": "stem", "accepted": True}, {"name": "b.1", "accepted": False}],
+        "reconstruction": [
+            {"name": "stem", "steps": 5, "accepted": True},
+            {"name": "b.1", "steps": 5, "accepted": False},
+        ],
         "protocol": "first_last_8",
         "profile": "paper",
         "seed": 4,
@@ -123,6 +126,7 @@ def test_table() -> None:
         assert part in rest
     assert "kept rounded to nearest, for reconstruction ended worse: b.1" in rest
     assert "left in full precision" not in rest
+    assert "tuning" not in rest
     assert "tensorboard --logdir runs/x" in rest
 
 
@@ -130,3 +134,21 @@ def test_table_names_layers_left_out() -> None:
     table = render(report(left_out=["aux.head"], reconstruction=[]), "runs/x")
     assert "left in full precision, for no call reaches them: aux.head" in table
     assert "ended worse" not in table
+
+
+def test_table_tells_what_tuning_did() -> None:
+    tuning = {"steps": 400, "before": 0.26, "after": 0.19, "accepted": True, "seconds": 7.0}
+    seconds = report()["seconds"] | {"tuning": 7.0}
+    table = render(report(tuning=tuning, seconds=seconds), "runs/x")
+    assert "\ntuning: 400 steps, KL 0.26 -> 0.19 nats\n" in table
+    assert "reconstruction 3.0, tuning 7.0, total 6.5" in table
+    tuning |= {"after": 0.26, "accepted": False}
+    assert "KL 0.26 -> 0.26 nats, and nothing of it kept, for it ended worse" in render(
+        report(tuning=tuning, seconds=seconds), ""
+    )
+    assert "tuning" not in render(report(tuning=None, seconds=report()["seconds"] | {"tuning": 0.0}), "runs/x")
+
+
+def test_units_without_a_fit_did_not_end_worse() -> None:
+    units = [{"name": "stem", "steps": 0, "accepted": False}]
+    assert "ended worse" not in render(report(reconstruction=units), "runs/x")

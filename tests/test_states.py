@@ -16,12 +16,14 @@ from pack_ptq.states import (
     layer_state,
     put_ranges_state,
     put_rest_state,
+    put_tuned_state,
     put_unit_state,
     ranges_state,
     rest_state,
+    tuned_state,
     unit_state,
 )
-from pack_ptq.types import QuantizerSpec, Recipe, Unit, UnitResult
+from pack_ptq.types import QuantizerSpec, Recipe, TuningResult, Unit, UnitResult
 
 
 def stored(tmp_path: Path, content: Any) -> Any:
@@ -75,6 +77,36 @@ def test_units_round_trip(small_network: nn.Module, batches: list[Tensor], tmp_p
         assert layer.weight_quantizer.mode == "hard"
         assert layer.integer_bias == (profile == "deploy")
     assert torch.equal(output(other, batches[1], "hard"), output(chain, batches[1], "hard"))
+
+
+@pytest.mark.parametrize("profile", ["paper", "deploy"])
+def test_tuned_network_round_trip(
+    small_network: nn.Module, batches: list[Tensor], tmp_path: Path, profile: Any
+) -> None:
+    recipe = Recipe(QuantizerSpec(bits=3), QuantizerSpec(bits=5, per_channel=False), profile=profile)
+    chain = fresh(small_network, batches[0])
+    observe(chain, batches)
+    set_ranges(chain, plan_bits([list(chain.layers)], [(3, 5)], recipe), recipe)
+    put_nearest_codes(chain)
+    chain.layers["head"].layer.bias = None
+    untuned = unit_state(
+        chain, Unit("pack", chain.names, 0, len(chain)), UnitResult("x", ("x",), 1, 1.0, 1.0, True, 0.0)
+    )
+    untuned, rest = stored(tmp_path, untuned), stored(tmp_path, rest_state(chain))
+    for layer in chain.layers.values():
+        layer.weight_quantizer.scale = 1.25 * layer.weight_quantizer.scale
+        layer.input_quantizer.scale.data *= 0.75
+        if layer.bias is not None:
+            layer.bias.data += 0.125
+    result = TuningResult(10, 2.0, 1.0, True, 0.5)
+    other = fresh(small_network, batches[0])
+    other.layers["head"].layer.bias = None
+    put_rest_state(other.network, rest)
+    put_unit_state(other, untuned)
+    assert not torch.equal(output(other, batches[1], "hard"), output(chain, batches[1], "hard"))
+    assert put_tuned_state(other, stored(tmp_path, tuned_state(chain, result))) == result
+    assert torch.equal(output(other, batches[1], "hard"), output(chain, batches[1], "hard"))
+    assert not any(parameter.requires_grad for parameter in other.network.parameters())
 
 
 def test_input_that_is_not_quantized_stays_so(small_chain: Chain, small_network: nn.Module, samples: Tensor) -> None:

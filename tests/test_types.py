@@ -18,6 +18,8 @@ from pack_ptq.types import (
     QuantizerSpec,
     Recipe,
     ReconstructionSpec,
+    TuningResult,
+    TuningSpec,
     Unit,
     UnitResult,
 )
@@ -66,6 +68,19 @@ def test_reconstruction_settings(name: str, values: list[float]) -> None:
             Recipe(reconstruction=ReconstructionSpec(**{name: value}))
 
 
+@pytest.mark.parametrize(("name", "allowed"), [("loss", "mse, fisher"), ("granularity", "pack, layer")])
+def test_choices_of_the_reconstruction(name: str, allowed: str) -> None:
+    with pytest.raises(UserError, match=rf"recipe\.reconstruction\.{name} is 'both'; allowed: {allowed}"):
+        Recipe(reconstruction=ReconstructionSpec(**{name: "both"}))
+    for choice in allowed.split(", "):
+        Recipe(reconstruction=ReconstructionSpec(**{name: choice}))
+
+
+def test_layers_have_no_fisher_loss() -> None:
+    with pytest.raises(UserError, match=r"loss is 'fisher'; allowed: mse, or recipe\.reconstruction\.granularity pack"):
+        Recipe(reconstruction=ReconstructionSpec(loss="fisher", granularity="layer"))
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -87,9 +102,44 @@ def test_combinations_that_runtimes_cannot_hold_are_refused() -> None:
 
 
 def test_steps_come_from_the_budget_unless_given() -> None:
-    assert [Recipe(budget=budget).steps for budget in ("fast", "default", "best")] == [500, 2000, 20000]
+    assert [Recipe(budget=budget).steps for budget in ("fast", "default", "best")] == [60, 1000, 5000]
     assert Recipe(budget="best", reconstruction=ReconstructionSpec(steps=7)).steps == 7
     assert Recipe(budget="best", reconstruction=ReconstructionSpec(steps=0)).steps == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("steps", [-1]),
+        ("batch_size", [0, -1]),
+        ("views", [0, -1]),
+        ("held_out", [0.0, -0.1, 0.51, float("nan")]),
+        ("evaluations", [0]),
+        ("weight_scale_lr", [-1e-3, float("nan")]),
+        ("activation_scale_lr", [-1e-3, float("nan")]),
+        ("bias_lr", [-1e-3, float("nan")]),
+    ],
+)
+def test_tuning_settings(name: str, values: list[float]) -> None:
+    for value in values:
+        with pytest.raises(UserError, match=rf"recipe\.tuning\.{name} is {value}; allowed: "):
+            Recipe(tuning=TuningSpec(**{name: value}))
+
+
+def test_tuning_needs_a_rate() -> None:
+    rates = ("weight_scale_lr", "activation_scale_lr", "bias_lr")
+    with pytest.raises(
+        UserError, match=r"recipe\.tuning\.weight_scale_lr is 0.*activation_scale_lr or bias_lr above 0"
+    ):
+        Recipe(tuning=TuningSpec(**dict.fromkeys(rates, 0.0)))
+    for name in rates:
+        Recipe(tuning=TuningSpec(**(dict.fromkeys(rates, 0.0) | {name: 1e-3})))
+
+
+def test_tuning_steps_come_from_the_budget_unless_given() -> None:
+    assert [Recipe(budget=budget).tuning_steps for budget in ("fast", "default", "best")] == [30, 500, 2000]
+    assert Recipe(budget="best", tuning=TuningSpec(steps=0)).tuning_steps == 0
+    assert Recipe(budget="best", tuning=TuningSpec(steps=7)).tuning_steps == 7
 
 
 def test_hardware() -> None:
@@ -120,6 +170,8 @@ PLAN = Plan(
         QuantizerSpec(bits=2, observer="minmax"),
         Hardware("cpu", 2),
         UnitResult("u", "x", 3, 2.0, 1.0, True, 0.1),  # type: ignore[arg-type]
+        TuningResult(400, 0.26, 0.19, True, 7.5),
+        TuningSpec(None, 16, 0.0),
     ],
     ids=lambda record: type(record).__name__,
 )

@@ -114,13 +114,35 @@ class Chain:
         if start == stop:
             return {stop: x}
         values = {self._values[boundary]: boundary for boundary in (*wanted, stop) if boundary > start}
+        found = self._replay(x, start, self._values[stop], values.keys())
+        return {values[value]: tensor for value, tensor in found.items()}
+
+    def layer_input(self, x: Tensor, start: int, path: str) -> Tensor:
+        """Compute the links from boundary `start` on up to a layer after it, and give what the layer reads.
+
+        Args:
+            x: Value of boundary `start`, shape (batch, ...).
+            start: First link, from 0.
+            path: Of a quantized layer that is called once.
+        """
+        call = next(index for index, call in enumerate(self.trace.calls) if call.layer == path)
+        # The value's own call may give several tensors, of which the layer reads one, as after `chunk`.
+        read: list[Tensor] = []
+        handle = self.layers[path].register_forward_pre_hook(lambda layer, args: read.append(args[0]))
+        try:
+            self._replay(x, start, call, ())
+        finally:
+            handle.remove()
+        return read[0]
+
+    def _replay(self, x: Tensor, start: int, stop: int, wanted: Collection[int]) -> dict[int, Tensor]:
         if self._values[start] in self.trace.changed:
             x = x.clone()
-        replay = _Replay(self.trace, self._values[start], x, self._values[stop], values.keys(), self.trace.changed)
+        replay = _Replay(self.trace, self._values[start], x, stop, wanted, self.trace.changed)
         head = x if start == 0 else x.new_zeros(()).expand(len(x), *self.input_shape)
         try:
             with replay:
                 self.network(head)
         except _ReachedStop:
             pass
-        return {values[value]: tensor for value, tensor in replay.found.items()}
+        return replay.found

@@ -70,9 +70,16 @@ def prepare(network: nn.Module, example: Tensor, blocks: str | list[str] | None 
 
 def _use_channels_last(chain: Chain, example: Tensor, expected: Tensor) -> None:
     """Lay convolutions out channels last, which is faster, if the network's own `view` calls bear it."""
-    chain.network.to(memory_format=torch.channels_last)
+    _lay_out(chain.network, torch.channels_last)
     if not _agrees(chain, example, expected):
-        chain.network.to(memory_format=torch.contiguous_format)
+        _lay_out(chain.network, torch.contiguous_format)
+
+
+def _lay_out(network: nn.Module, layout: torch.memory_format) -> None:
+    # Not `network.to(memory_format=...)`, which fails at the five axes of a Conv3d's weight.
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=layout)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The reconstruction of one pack: rounding and scales are fitted to cached full-precision outputs (METHOD P3)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pack_ptq.cache import Storage
 from pack_ptq.distributed import all_reduce
-from pack_ptq.graph.chain import Chain
+from pack_ptq.graph.part import Part
 from pack_ptq.graph.switch import switch
 from pack_ptq.losses import reconstruction_loss
 from pack_ptq.quant.dropping import random_mask
 from pack_ptq.quant.quantizers import WeightMode
 from pack_ptq.quant.rounding import rounding_penalty, settled
 from pack_ptq.schedules import cosine_to_zero, penalty_beta
-from pack_ptq.types import ReconstructionSpec, Unit
+from pack_ptq.types import ReconstructionSpec
 
 EVALUATION_SAMPLES = 256
 
@@ -32,53 +32,76 @@ class PackData:
         full_input: The pack's input in the full-precision network.
         quantized_input: The pack's input behind the quantized packs before it.
         target: The pack's output in the full-precision network.
+        weight: Of every element's squared error, in the target's form; 1 if there is none.
     """
 
     full_input: Storage
     quantized_input: Storage
     target: Storage
+    weight: Storage | None = None
 
-    def rows(self, index: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Give the three tensors of some rows."""
-        return self.full_input.rows(index), self.quantized_input.rows(index), self.target.rows(index)
+    def rows(self, index: Tensor | slice) -> tuple[Tensor, ...]:
+        """Give the three tensors of some rows, and the weight if there is one."""
+        rows = self.full_input.rows(index), self.quantized_input.rows(index), self.target.rows(index)
+        return rows if self.weight is None else (*rows, self.weight.rows(index))
+
+    def close(self) -> None:
+        """Give the memory back."""
+        for storage in (self.full_input, self.quantized_input, self.target, self.weight):
+            if storage is not None:
+                storage.close()
 
 
 class RandomBatches(IterableDataset):
-    """Whole batches of random rows, drawn from a generator of their own."""
+    """Whole batches of random rows, or of some of them, drawn from a generator of their own."""
 
-    def __init__(self, data: PackData, batch_size: int, steps: int, seed: int) -> None:
+    def __init__(self, data: PackData, batch_size: int, steps: int, seed: int, among: Tensor | None = None) -> None:
         super().__init__()
         self.data, self.steps = data, steps
-        self.batch_size = min(batch_size, len(data.target))
+        self.among = torch.arange(len(data.target)) if among is None else among
+        self.batch_size = min(batch_size, len(self.among))
         self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for _ in range(self.steps):
-            yield self.data.rows(torch.randperm(len(self.data.target), generator=self.generator)[: self.batch_size])
+            drawn = torch.randperm(len(self.among), generator=self.generator)[: self.batch_size]
+            yield self.data.rows(self.among[drawn])
+
+
+@torch.no_grad()
+def output_error(run: Callable[[Tensor], Tensor], data: PackData) -> float:
+    """Give the reconstruction loss of `run` on the first samples of the cache, averaged over processes."""
+    count = min(EVALUATION_SAMPLES, len(data.target))
+    sums = torch.zeros(2, dtype=torch.float64)
+    for start in range(0, count, 64):
+        _, quantized_input, target, *weight = data.rows(slice(start, min(start + 64, count)))
+        loss = reconstruction_loss(run(quantized_input), target, *weight).item()
+        sums += torch.tensor([loss * len(target), len(target)], dtype=torch.float64)
+    total, samples = all_reduce(sums)
+    return (total / samples).item()
 
 
 class PackReconstruction(L.LightningModule):
-    """Fits the roundings and scales of one unit of the chain.
+    """Fits the roundings and scales of one part of the network: a unit of the chain, or a single layer.
 
-    It borrows the unit's layers, whose ranges must be set, and leaves them in the mode `soft`.
+    It borrows the part's layers, whose ranges must be set, and leaves them in the mode `soft`.
 
     Args:
-        chain: The prepared network; nothing outside the unit is run.
-        unit: The links to fit.
+        part: What to fit; nothing outside it is run.
         spec: Settings of the fit.
         steps: Number of optimisation steps, which the schedules span.
-        seed: Of the random choices of this unit and process.
+        seed: Of the random choices of this part and process.
     """
 
-    def __init__(self, chain: Chain, unit: Unit, spec: ReconstructionSpec, steps: int, seed: int) -> None:
+    def __init__(self, part: Part, spec: ReconstructionSpec, steps: int, seed: int) -> None:
         super().__init__()
-        self.chain, self.unit, self.spec, self.steps, self.seed = chain, unit, spec, steps, seed
-        self.layers = list(chain.layers_of(unit.start, unit.stop).values())
+        self.part, self.spec, self.steps, self.seed = part, spec, steps, seed
+        self.layers = list(part.layers.values())
         self.borrowed = nn.ModuleList(self.layers)  # by which Lightning and DDP see the variables
-        self.label = unit.name
+        self.label = part.label
         self.last_penalty = 0.0
         self._own: torch.Generator | None = None
         for layer in self.layers:
@@ -136,14 +159,13 @@ class PackReconstruction(L.LightningModule):
         for layer in self.layers:
             layer.input_quantizer.drop, layer.input_quantizer.generator = share, self._own
 
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], index: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], index: int) -> Tensor:
         """Give reconstruction loss plus rounding penalty, on an input that mixes both paths (QDrop)."""
-        full_input, quantized_input, target = batch
-        if self.spec.input_drop > 0 and self.unit.start > 0:
+        full_input, quantized_input, target, *weight = batch
+        if self.spec.input_drop > 0 and not self.part.reads_image:
             from_full = random_mask(full_input, self.spec.input_drop, self._own)
             quantized_input = torch.lerp(quantized_input, full_input, from_full)
-        output = self.chain.run(quantized_input, self.unit.start, self.unit.stop)
-        loss = reconstruction_loss(output, target)
+        loss = reconstruction_loss(self.part.run(quantized_input), target, *weight)
         beta = penalty_beta(index, self.steps, self.spec)
         if beta is None:
             return loss
@@ -159,19 +181,10 @@ class PackReconstruction(L.LightningModule):
         switch(self.layers, "soft", activations=True)
         self._set_drop(self.spec.inner_drop)
 
-    @torch.no_grad()
     def hard_loss(self, data: PackData, weights: WeightMode = "settled") -> float:
-        """Give the output error with hard codes on the first samples of the cache, averaged over processes."""
-        count = min(EVALUATION_SAMPLES, len(data.target))
-        sums = torch.zeros(2, dtype=torch.float64)
+        """Give the output error with hard codes; see `output_error`."""
         with self._hard(weights):
-            for start in range(0, count, 64):
-                _, quantized_input, target = data.rows(slice(start, min(start + 64, count)))
-                output = self.chain.run(quantized_input, self.unit.start, self.unit.stop)
-                loss = reconstruction_loss(output, target).item()
-                sums += torch.tensor([loss * len(target), len(target)], dtype=torch.float64)
-        total, samples = all_reduce(sums)
-        return (total / samples).item()
+            return output_error(self.part.run, data)
 
     def settled_share(self) -> float:
         """Give the share of roundings within 0.05 of 0 or 1."""
@@ -186,6 +199,6 @@ class PackReconstruction(L.LightningModule):
             layer.input_quantizer.scale.requires_grad_(False)
 
 
-def loader(data: PackData, batch_size: int, steps: int, seed: int) -> DataLoader:
-    """Give the random batches of a fit as Lightning takes them."""
-    return DataLoader(RandomBatches(data, batch_size, steps, seed), batch_size=None)
+def loader(data: PackData, batch_size: int, steps: int, seed: int, among: Tensor | None = None) -> DataLoader:
+    """Give the random batches of a fit as Lightning takes them; `among` names the rows, else they are all."""
+    return DataLoader(RandomBatches(data, batch_size, steps, seed, among), batch_size=None)

@@ -5,13 +5,50 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from pack_ptq.cache import Storage
 from pack_ptq.distributed import all_reduce
+from pack_ptq.errors import refuse
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
 from pack_ptq.losses import kl_from_full_precision
-from pack_ptq.modules.reconstruction import EVALUATION_SAMPLES, PackData
+from pack_ptq.modules.reconstruction import PackData
 from pack_ptq.schedules import cosine_to_zero
-from pack_ptq.types import TuningSpec
+from pack_ptq.types import Recipe, TuningSpec
+
+Learned = tuple[Tensor, Tensor, Tensor | None]
+
+
+class NetworkData(PackData):
+    """Inputs of the whole network, the same in both paths, and its full-precision outputs."""
+
+    def __init__(self, inputs: Storage, outputs: Storage) -> None:
+        super().__init__(inputs, inputs, outputs)
+
+    def rows(self, index: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Give the inputs of some rows twice, without a second copy, and their outputs."""
+        x = self.full_input.rows(index)
+        return x, x, self.target.rows(index)
+
+
+def check_tuning(chain: Chain, recipe: Recipe, samples: int) -> None:
+    """Refuse a recipe that tunes what the network or the data does not have, before any work starts.
+
+    Args:
+        chain: The prepared network.
+        recipe: Settings.
+        samples: Calibration samples of the process that has the fewest.
+
+    Raises:
+        UserError: Only biases are to be tuned, and no layer has one; or no sample is left beside one held out.
+    """
+    spec = recipe.tuning
+    if recipe.tuning_steps and samples < 2:
+        allowed = "0 with fewer than 2 calibration samples a process, for one is held out"
+        raise refuse("recipe.tuning.steps", recipe.tuning_steps, allowed)
+    scales = spec.weight_scale_lr > 0 or spec.activation_scale_lr > 0
+    if recipe.tuning_steps and not scales and all(layer.bias is None for layer in chain.layers.values()):
+        allowed = "weight_scale_lr or activation_scale_lr above 0 beside it, for no quantized layer has a bias"
+        raise refuse("recipe.tuning.bias_lr", spec.bias_lr, allowed)
 
 
 class NetworkTuning(L.LightningModule):
@@ -66,9 +103,8 @@ class NetworkTuning(L.LightningModule):
         return kl_from_full_precision(self.chain.network(x), reference).mean()
 
     @torch.no_grad()
-    def divergence(self, data: PackData) -> float:
-        """Give `KL(p_fp || p_q)` on the first samples, in nats, averaged over samples and processes."""
-        count = min(EVALUATION_SAMPLES, len(data.target))
+    def divergence(self, data: PackData, count: int) -> float:
+        """Give `KL(p_fp || p_q)` on the first `count` samples, in nats, averaged over samples and processes."""
         sums = torch.zeros(2, dtype=torch.float64)
         for start in range(0, count, 64):
             _, x, reference = data.rows(slice(start, min(start + 64, count)))
@@ -77,10 +113,25 @@ class NetworkTuning(L.LightningModule):
         total, samples = all_reduce(sums)
         return (total / samples).item()
 
-    def end(self) -> None:
-        """Keep what was learned as plain numbers."""
-        for layer in self.layers:
-            layer.weight_quantizer.end_tuning()
+    def learned(self) -> list[Learned]:
+        """Give weight scale, activation scale and bias of every layer, as they are now."""
+        return [
+            (
+                layer.weight_quantizer.learned_scale().detach().clone(),
+                layer.input_quantizer.scale.detach().clone(),
+                None if layer.bias is None else layer.bias.detach().clone(),
+            )
+            for layer in self.layers
+        ]
+
+    def end(self, kept: list[Learned]) -> None:
+        """Keep one of the iterates that `learned` gave, as plain numbers."""
+        for layer, (scale, input_scale, bias) in zip(self.layers, kept, strict=True):
+            device = layer.weight.device
+            layer.weight_quantizer.end_tuning(scale.to(device))
+            layer.input_quantizer.scale.data = input_scale.to(device)
+            if layer.bias is not None and bias is not None:
+                layer.bias.data = bias.to(device)
             layer.input_quantizer.scale.requires_grad_(False)
             if layer.bias is not None:
                 layer.bias.requires_grad_(False)

@@ -74,4 +74,5 @@ class QuantizedLayer(nn.Module):
         step = (self.weight_quantizer.learned_scale() * self.input_quantizer.scale).reshape(-1).detach()
         if step.numel() not in (1, bias.numel()):
             step = step.repeat(bias.numel() // step.numel())
-        return torch.round(bias / step).clamp(-(2**31), 2**31 - 1) * step
+        rounded = torch.round(bias.detach() / step).clamp(-(2**31), 2**31 - 1) * step
+        return rounded + (bias - bias.detach())  # for tuning, a bias passes its gradient on as if it were not rounded

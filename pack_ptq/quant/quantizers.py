@@ -81,10 +81,9 @@ class WeightQuantizer(nn.Module):
         """Let the scale of hard codes be learned."""
         self.log_factor = nn.Parameter(torch.zeros_like(self.scale)) if learn_scale else None
 
-    def end_tuning(self) -> None:
-        """Keep the scale that was learned."""
-        self.scale = self.learned_scale().detach()
-        self.log_factor = None
+    def end_tuning(self, scale: Tensor) -> None:
+        """Keep a scale that was learned."""
+        self.scale, self.log_factor = scale, None
 
     def learned_scale(self) -> Tensor:
         """Give the scale with the fitted factor in it."""

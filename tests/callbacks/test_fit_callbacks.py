@@ -1,5 +1,6 @@
 """Callbacks of a fit: the best iterate is kept, and TensorBoard shows the fit."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from pack_ptq import Hardware, Recipe, reconstruct
-from pack_ptq.callbacks import KeepBest
+from pack_ptq.callbacks import KeepBest, RunProgress
 from pack_ptq.graph.chain import Chain
 from pack_ptq.types import Unit
 
@@ -85,3 +86,21 @@ def test_tensorboard_shows_the_fit(
     layers = [path for unit in small_units[:2] for path in small_chain.layers_of(unit.start, unit.stop)]
     expected = {f"weights_{when}/{path}" for when in ("before", "after") for path in layers}
     assert set(events.Tags()["histograms"]) == expected
+
+
+def test_layers_of_a_unit_have_curves_and_a_bar_of_their_own(
+    small_chain: Chain, small_units: list[Unit], batches: list[Tensor], small_recipe: Recipe, tmp_path: Path
+) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", version="tensorboard")
+    recipe = replace(small_recipe, reconstruction=replace(small_recipe.reconstruction, granularity="layer", steps=4))
+    reconstruct(small_chain, small_units, batches, recipe, hardware=Hardware("cpu"), logger=logger)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    labels = {tag.removesuffix("/hard_loss") for tag in events.Tags()["scalars"] if tag.endswith("/hard_loss")}
+    inner = {f"01 blocks.0..blocks.1/blocks.{i}.conv{j}" for i in (0, 1) for j in (1, 2)}
+    assert labels == {"00 stem", *inner, "02 blocks.2/conv1", "02 blocks.2/conv2", "03 head"}
+    assert {f"weights_after/{path}" for path in small_chain.layers} <= set(events.Tags()["histograms"])
+    progress = RunProgress(small_units, 4, enabled=False)
+    progress.on_fit_start(None, SimpleNamespace(label="02 blocks.2/conv1"))  # type: ignore[arg-type]
+    assert progress.steps.desc == "02 blocks.2/conv1: "

@@ -1,5 +1,6 @@
 """The fit of one pack: its loss, its random choices, its optimizer, and what it leaves behind."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from pack_ptq.cache import MemoryBudget, fill
 from pack_ptq.graph.chain import Chain
+from pack_ptq.graph.part import layer_part, unit_part
 from pack_ptq.graph.switch import switch
 from pack_ptq.modules.reconstruction import PackData, PackReconstruction, RandomBatches, loader
 from pack_ptq.quant.rounding import soft_rounding
@@ -33,7 +35,8 @@ def data_for(chain: Chain, samples: Tensor, unit: Unit = UNIT) -> PackData:
 
 
 def module_for(chain: Chain, steps: int = 10, unit: Unit = UNIT, **settings: Any) -> PackReconstruction:
-    module = PackReconstruction(chain, unit, ReconstructionSpec(batch_size=16, **settings), steps, seed=7)
+    spec = ReconstructionSpec(batch_size=16, **settings)
+    module = PackReconstruction(unit_part(chain, unit, unit.name), spec, steps, seed=7)
     module.begin(torch.device("cpu"))
     return module
 
@@ -46,7 +49,8 @@ def test_it_borrows_the_layers_of_its_unit_only(small_chain: Chain) -> None:
     module = module_for(small_chain)
     ours = set(small_chain.layers_of(1, 3))
     learned = {name for name, p in small_chain.network.named_parameters() if p.requires_grad}
-    assert learned == {f"{p}.weight_quantizer.rounding" for p in ours} | {f"{p}.input_quantizer.scale" for p in ours}
+    kinds = ("weight_quantizer.rounding", "weight_quantizer.log_factor", "input_quantizer.scale")
+    assert learned == {f"{path}.{kind}" for path in ours for kind in kinds}
     for path, layer in small_chain.layers.items():
         assert (layer.weight_quantizer.mode == "soft") == (path in ours)
     assert {id(p) for p in module.parameters() if p.requires_grad} == {
@@ -109,6 +113,38 @@ def test_loss_without_drop_or_penalty_by_hand(small_chain: Chain, samples: Tenso
     loss.backward()
     assert all(v.grad is not None and v.grad.abs().sum() > 0 for v in module.roundings)
     assert all(scale.grad is not None for scale in module.activation_scales)
+
+
+def test_weights_of_the_squared_error(small_chain: Chain, samples: Tensor) -> None:
+    data = data_for(small_chain, samples)
+    weight = torch.rand(data.target.tensor.shape, generator=torch.Generator().manual_seed(4)) * 2
+    weighted = replace(data, weight=cached(weight))
+    module = module_for(small_chain, **PLAIN)
+    batch = weighted.rows(slice(8, 24))
+    with torch.no_grad():
+        output = small_chain.run(batch[1], 1, 3)
+        expected = (weight[8:24] * (output - batch[2]) ** 2).sum(1).mean().item()
+    assert module.training_step(batch, 0).item() == pytest.approx(expected, rel=1e-5)
+    hard = module.hard_loss(weighted, "nearest")
+    with torch.no_grad():
+        switch(module.layers, "nearest", activations=True)
+        change = small_chain.run(data.quantized_input.tensor, 1, 3) - data.target.tensor
+    assert hard == pytest.approx((weight * change**2).sum(1).mean().item(), rel=1e-5)
+    assert hard != pytest.approx(module.hard_loss(data, "nearest"), rel=1e-3)
+
+
+def test_one_layer_is_fitted_alone(small_chain: Chain, samples: Tensor) -> None:
+    layer = small_chain.layers["blocks.0.conv2"]
+    part = layer_part(small_chain, UNIT, "blocks.0.conv2", "01 pack")
+    module = PackReconstruction(part, ReconstructionSpec(batch_size=16, **PLAIN), 10, seed=7)
+    module.begin(torch.device("cpu"))
+    quantizer = layer.weight_quantizer
+    learned = {id(quantizer.rounding), id(quantizer.log_factor), id(layer.input_quantizer.scale)}
+    assert {id(p) for p in small_chain.network.parameters() if p.requires_grad} == learned
+    x = samples.new_zeros(16, 8, 6, 6).uniform_(generator=torch.Generator().manual_seed(0))
+    target = x.flip(2)
+    loss = module.training_step((x, x, target), 0)
+    assert loss.item() == pytest.approx(squared_error(layer(x), target), rel=1e-5)
 
 
 def test_penalty_begins_late_and_is_added(small_chain: Chain, samples: Tensor) -> None:
@@ -188,7 +224,7 @@ def test_optimizer_has_a_rate_per_kind_and_scales_fall_to_zero(small_chain: Chai
 
 
 def test_rates_of_zero_keep_scales_fixed(small_chain: Chain) -> None:
-    module = module_for(small_chain, activation_scale_lr=0.0)
+    module = module_for(small_chain, activation_scale_lr=0.0, weight_scale_lr=0.0)
     configured: Any = module.configure_optimizers()
     assert module.activation_scales == []
     assert len(configured["optimizer"].param_groups) == 1
@@ -240,3 +276,7 @@ def test_random_batches_are_whole_and_seeded(samples: Tensor) -> None:
     assert drawn(500, 3)[0].shape == (20, 3), "never more than there are"
     through_loader = [torch.cat(batch, 1) for batch in loader(data, 8, 5, 3)]
     assert all(torch.equal(a, b) for a, b in zip(batches, through_loader, strict=True))
+    weighted = replace(data, weight=cached(rows + 300))
+    assert all(torch.equal(b[0] + 300, b[3]) for b in RandomBatches(weighted, 8, 5, 3)), "and so does the weight"
+    weighted.close()
+    assert all(storage.budget.used == 0 for storage in (weighted.full_input, weighted.target, weighted.weight))

@@ -1,0 +1,62 @@
+"""The paper's ablation: how blocks are packed, times how packs get their bits, on one or more networks.
+
+python benchmarks/ablation.py --configs digits_w3a3 --seeds 0 1 2 --out runs/ablation [any key of quantize]
+
+Each combination is a recipe file in OUT; `pack-ptq compare` runs them, so finished runs are read and not repeated. All
+take the same number of steps per unit, and none is tuned afterwards unless a key says so.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from accuracy import asset_keys
+
+CALLBACKS = "pack_ptq.callbacks."
+PACKINGS = {
+    "none": {"class_path": CALLBACKS + "NoPacking"},
+    "random": {"class_path": CALLBACKS + "RandomPacking"},
+    "pairs": {"class_path": CALLBACKS + "FixedPacking", "init_args": {"size": 2}},
+    "triples": {"class_path": CALLBACKS + "FixedPacking", "init_args": {"size": 3}},
+    "whole": {"class_path": CALLBACKS + "WholePacking"},
+    "hessian": {"class_path": CALLBACKS + "HessianPacking"},
+}
+BITS = {
+    "uniform": {"class_path": CALLBACKS + "UniformBits"},
+    "mixed": {"class_path": CALLBACKS + "MixedBits"},
+}
+
+
+def write_recipes(out: Path) -> list[str]:
+    """Write a recipe for each combination and give the files."""
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for packing, how_packed in PACKINGS.items():
+        for bits, how_mixed in BITS.items():
+            path = out / f"{packing}_{bits}.yaml"
+            path.write_text(yaml.safe_dump({"packing": how_packed, "bits": how_mixed}))
+            files.append(str(path))
+    return files
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--configs", nargs="+", required=True)
+    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    arguments, further = parser.parse_known_args()
+    recipes = write_recipes(arguments.out / "recipes")
+    for config in arguments.configs:
+        keys = [] if config.startswith("digits") else asset_keys(config)
+        out = arguments.out / config.replace("/", "-")
+        command = [sys.executable, "-m", "pack_ptq", "compare", "--recipes", *recipes, "--seeds", *arguments.seeds]
+        command += [f"--out={out}", "--config", config, *keys, "--recipe.tuning.steps=0", *further]
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()

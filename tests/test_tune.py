@@ -1,0 +1,352 @@
+"""The last pass over whole networks: closer to full precision or undone, the same for the same seed, no memory kept."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pack_ptq import Hardware, Recipe, observe, plan_bits, prepare, set_ranges
+from pack_ptq import tune as room
+from pack_ptq.cache import MemoryBudget
+from pack_ptq.errors import UserError
+from pack_ptq.graph.chain import Chain
+from pack_ptq.graph.switch import switch
+from pack_ptq.modules import tuning
+from pack_ptq.tune import tune
+from pack_ptq.types import QuantizerSpec, TuningResult, TuningSpec
+
+CPU = Hardware("cpu")
+SPEC = TuningSpec(steps=40, batch_size=16, weight_scale_lr=3e-3, activation_scale_lr=3e-3, bias_lr=3e-3)
+
+
+def put_nearest_codes(chain: Chain) -> Chain:
+    for layer in chain.layers.values():
+        quantizer = layer.weight_quantizer
+        quantizer.set_codes(quantizer.nearest_codes(layer.weight), quantizer.scale)
+    return chain
+
+
+@pytest.fixture
+def hard_chain(small_chain: Chain) -> Chain:
+    """Give the network rounded to nearest."""
+    return put_nearest_codes(small_chain)
+
+
+def with_tuning(recipe: Recipe, **settings: Any) -> Recipe:
+    return replace(recipe, tuning=replace(SPEC, **settings))
+
+
+def run(chain: Chain, batches: Any, recipe: Recipe, **settings: Any) -> tuple[Chain, TuningResult]:
+    chain = copy.deepcopy(chain)
+    return chain, tune(chain, batches, recipe, hardware=CPU, **settings)
+
+
+def state(chain: Chain) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in chain.network.state_dict().items()}
+
+
+def changed(a: Chain, b: Chain) -> set[str]:
+    first, second = state(a), state(b)
+    assert first.keys() == second.keys()
+    return {key for key, value in first.items() if not torch.equal(value, second[key])}
+
+
+@torch.no_grad()
+def divergence(full: Chain, chain: Chain, x: Tensor) -> float:
+    """Give the KL of a network as it is left, by its definition."""
+    switch(full.layers.values(), "off", activations=False)
+    p, q = (F.softmax(each.network(x).double(), 1) for each in (full, chain))
+    return float((p * (p / q).log()).sum(1).mean())
+
+
+def test_outputs_come_closer_and_codes_stay(
+    hard_chain: Chain, batches: list[Tensor], samples: Tensor, small_recipe: Recipe
+) -> None:
+    chain, result = run(hard_chain, batches, with_tuning(small_recipe))
+    assert result.accepted
+    assert result.steps == 40
+    assert result.after < 0.9 * result.before
+    assert result.seconds > 0
+    held_out, seen = samples[:8], samples[8:]
+    assert result.after == pytest.approx(divergence(hard_chain, chain, held_out), rel=1e-3)
+    switch(hard_chain.layers.values(), "hard", activations=True)
+    untuned = copy.deepcopy(hard_chain)
+    assert result.before == pytest.approx(divergence(hard_chain, untuned, held_out), rel=1e-3)
+    assert divergence(hard_chain, chain, seen) < 0.9 * divergence(hard_chain, untuned, seen)
+    kinds = ("weight_quantizer.scale", "input_quantizer.scale", "layer.bias")
+    assert changed(hard_chain, chain) <= {f"{path}.{kind}" for path in chain.layers for kind in kinds}
+    for layer in chain.layers.values():
+        assert (layer.weight_quantizer.scale > 0).all()
+        assert (layer.weight_quantizer.mode, layer.input_quantizer.enabled) == ("hard", True)
+        assert layer.weight_quantizer.log_factor is None
+    assert not any(parameter.requires_grad for parameter in chain.network.parameters())
+
+
+@pytest.mark.parametrize("rate", ["weight_scale_lr", "activation_scale_lr", "bias_lr"])
+def test_each_kind_can_stay(hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe, rate: str) -> None:
+    kind = {"weight_scale_lr": "weight_quantizer.scale", "activation_scale_lr": "input_quantizer.scale"}
+    chain, result = run(hard_chain, batches, with_tuning(small_recipe, **{rate: 0.0}))
+    assert result.accepted
+    moved = {name.split(".", name.count(".") - 1)[-1] for name in changed(hard_chain, chain)}
+    assert moved == {*kind.values(), "layer.bias"} - {kind.get(rate, "layer.bias")}
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e30])
+def test_what_ends_worse_is_undone(hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe, rate: float) -> None:
+    """The second rate overflows, so that the divergence is no number."""
+    recipe = with_tuning(small_recipe, steps=2, activation_scale_lr=rate, bias_lr=rate)
+    chain, result = run(hard_chain, batches, recipe)
+    assert not result.accepted
+    assert result.after == result.before
+    assert not changed(hard_chain, chain)
+    assert not any(parameter.requires_grad for parameter in chain.network.parameters())
+
+
+def test_scales_below_zero_are_undone_whatever_the_divergence(
+    hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scales: list[Tensor] = []
+
+    def divergence(module: Any, *_: Any) -> float:
+        scales.append(torch.stack([layer.input_quantizer.scale.detach().clone() for layer in module.layers]))
+        return 1.0 / len(scales)
+
+    monkeypatch.setattr(tuning.NetworkTuning, "divergence", divergence)
+    chain, result = run(hard_chain, batches, with_tuning(small_recipe, steps=1, activation_scale_lr=2.0))
+    assert (scales[1] < 0).any()
+    assert not result.accepted
+    assert not changed(hard_chain, chain)
+
+
+def test_same_seed_same_bits_whatever_the_global_generator(
+    hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe
+) -> None:
+    chains = []
+    for global_seed, seed in ((0, 4), (1, 4), (0, 5)):
+        torch.manual_seed(global_seed)
+        chains.append(run(hard_chain, batches, with_tuning(small_recipe, steps=8), seed=seed)[0])
+    assert not changed(chains[0], chains[1])
+    assert changed(chains[0], chains[2])
+
+
+@pytest.fixture
+def budgets(monkeypatch: pytest.MonkeyPatch) -> list[MemoryBudget]:
+    """Collects the budgets that are made."""
+    made: list[MemoryBudget] = []
+
+    class Watched(MemoryBudget):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+            self.most = 0
+
+        def allocate(self, count: int, rows: Tensor) -> Any:
+            storage = super().allocate(count, rows)
+            self.most = max(self.most, self.used)
+            return storage
+
+    monkeypatch.setattr(room, "MemoryBudget", Watched)
+    return made
+
+
+def test_views_fill_the_cache_and_leave_nothing(
+    hard_chain: Chain, batches: list[Tensor], samples: Tensor, small_recipe: Recipe, budgets: list[Any],
+) -> None:  # fmt: skip
+    def mirror(x: Tensor, generator: torch.Generator) -> Tensor:
+        return x.flip(3) if torch.rand((), generator=generator) < 2 else x
+
+    recipe = with_tuning(small_recipe, steps=12, views=3)
+    results = [run(hard_chain, batches, recipe, augment=augment) for augment in (mirror, None)]
+    assert [budget.most for budget in budgets] == [views * (samples.nbytes + 64 * 5 * 4) for views in (3, 1)]
+    assert [budget.used for budget in budgets] == [0, 0]
+    assert results[0][1].before == pytest.approx(results[1][1].before, rel=1e-3), "measured on the samples themselves"
+    assert changed(results[0][0], results[1][0])
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, 1), (4, 1), (6, 2), (8, 2), (40, 8), (1000, 8)])
+def test_no_more_views_are_made_than_the_steps_use_up(
+    steps: int, expected: int, hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    class Made(BaseException):
+        pass
+
+    def outputs(chain: Chain, views: Any, rows: int, *_: Any) -> None:
+        assert (views.count, rows) == (expected, 64 * expected)
+        raise Made
+
+    monkeypatch.setattr(room, "_outputs", outputs)
+    with pytest.raises(Made):
+        run(hard_chain, batches, with_tuning(small_recipe, steps=steps), augment=lambda x, generator: x)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Collects the inputs of every step."""
+    found: list[Tensor] = []
+    original = tuning.NetworkTuning.training_step
+
+    def training_step(module: Any, batch: Any, index: int) -> Tensor:
+        found.append(batch[1].clone())
+        return original(module, batch, index)
+
+    monkeypatch.setattr(tuning.NetworkTuning, "training_step", training_step)
+    return found
+
+
+def marked_samples(count: int) -> Tensor:
+    """Give samples whose first pixel is 10 times their place, which no change of a view reaches."""
+    x = torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(5))
+    x[:, 0, 0, 0] = 10.0 * torch.arange(count)
+    return x
+
+
+def shake(x: Tensor, generator: torch.Generator) -> Tensor:
+    return x + 0.5 * torch.rand(x.shape, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "held_out"), [(2, 0.125, 1), (7, 0.125, 1), (21, 0.125, 2), (21, 0.5, 10), (64, 0.125, 8)]
+)
+def test_held_out_samples_are_never_drawn_in_any_view(
+    count: int, share: float, held_out: int, hard_chain: Chain, small_recipe: Recipe, drawn: list[Tensor]
+) -> None:
+    recipe = with_tuning(small_recipe, steps=30, views=3, held_out=share)
+    run(hard_chain, marked_samples(count).split(9), recipe, augment=shake)
+    first = torch.cat(drawn)[:, 0, 0, 0]
+    places = (first / 10).round()
+    assert set(places.int().tolist()) == set(range(held_out, count))
+    own = (first == 10 * places).double().mean().item()
+    assert own == pytest.approx(1 / 3, abs=0.15), "a third of the draws is of the samples themselves"
+
+
+def test_a_single_sample_is_refused(hard_chain: Chain, samples: Tensor, small_recipe: Recipe) -> None:
+    with pytest.raises(UserError, match=r"recipe\.tuning\.steps is 40; allowed: 0 with fewer than 2"):
+        run(hard_chain, [samples[:1]], with_tuning(small_recipe))
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, divergences: list[float]) -> list[list[tuning.Learned]]:
+    """Let the measurements give what is written here, and collect what there was at each."""
+    found: list[list[tuning.Learned]] = []
+    values: Iterator[float] = iter(divergences)
+
+    def divergence(module: tuning.NetworkTuning, *_: Any) -> float:
+        found.append(module.learned())
+        return next(values)
+
+    monkeypatch.setattr(tuning.NetworkTuning, "divergence", divergence)
+    return found
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("divergences", "best"),
+    [
+        ([4.0, 5.0, 2.0, 3.0, 6.0], 2),
+        ([4.0, 3.0, 3.0, 2.0, 1.0], 4),
+        ([4.0, 4.0, 5.0, NAN, 6.0], 0),
+        ([4.0, NAN, NAN, 3.0, 5.0], 3),
+        ([NAN, NAN, NAN, NAN, NAN], 0),
+    ],
+)
+def test_the_best_iterate_is_kept(
+    divergences: list[float], best: int, hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    found = scripted(monkeypatch, divergences)
+    chain, result = run(hard_chain, batches, with_tuning(small_recipe, steps=8))
+    assert len(found) == 1 + SPEC.evaluations
+    assert result.accepted == (best > 0)
+    assert (result.before, result.after) == pytest.approx((divergences[0], divergences[best]), nan_ok=True)
+    for layer, (scale, input_scale, bias) in zip(chain.layers.values(), found[best], strict=True):
+        assert torch.equal(layer.weight_quantizer.scale, scale)
+        assert torch.equal(layer.input_quantizer.scale, input_scale)
+        assert layer.bias is not None
+        assert bias is not None
+        assert torch.equal(layer.bias, bias)
+    assert bool(changed(hard_chain, chain)) == (best > 0)
+    assert not any(parameter.requires_grad for parameter in chain.network.parameters())
+
+
+def test_memory_mapped_cache_changes_nothing(
+    hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe, tmp_path: Any
+) -> None:
+    recipe = with_tuning(small_recipe, steps=4)
+    small = replace(recipe, reconstruction=replace(recipe.reconstruction, cache_bytes=batches[0].nbytes))
+    chains = [run(hard_chain, batches, each, folder=tmp_path)[0] for each in (recipe, small)]
+    assert not changed(*chains)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labelled_batches_serve_too(hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe) -> None:
+    recipe = with_tuning(small_recipe, steps=4)
+    labelled = [(x, torch.zeros(len(x))) for x in batches]
+    assert not changed(run(hard_chain, batches, recipe)[0], run(hard_chain, labelled, recipe)[0])
+
+
+class Careful(nn.Module):
+    """Dropout, a norm that no layer precedes, layers without a bias, and scores for every position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.stem, self.drop = nn.BatchNorm2d(3), nn.Conv2d(3, 6, 1, bias=False), nn.Dropout(0.5)
+        self.middle, self.head = nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.Conv2d(6, 4, 1, bias=False)
+        self.modes: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.modes.append(self.training or self.norm.training or self.drop.training)
+        return self.head(F.gelu(self.middle(self.drop(F.gelu(self.stem(self.norm(x)))))))
+
+
+@pytest.mark.parametrize("profile", ["paper", "deploy"])
+def test_norms_dropout_and_layers_without_a_bias(samples: Tensor, profile: Any) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Careful()
+        network(torch.randn(32, 3, 6, 6) + 1)
+    network.modes.clear()
+    recipe = Recipe(QuantizerSpec(bits=3), QuantizerSpec(bits=3, per_channel=False), profile=profile, tuning=SPEC)
+    chain = prepare(network, samples[:4]).chain
+    observe(chain, samples.split(16))
+    set_ranges(chain, plan_bits([list(chain.layers)], [(3, 3)], recipe), recipe)
+    put_nearest_codes(chain)
+    before = copy.deepcopy(chain)
+    result = tune(chain, samples.split(16), recipe, hardware=CPU)
+    assert result.accepted
+    assert result.after < result.before
+    assert not any(chain.network.modes), "always in evaluation mode"  # type: ignore[arg-type]
+    assert not any("norm" in name for name in changed(before, chain))
+
+
+def test_integer_biases_stay_multiples_of_the_tuned_scales(
+    small_network: nn.Module, batches: list[Tensor], samples: Tensor
+) -> None:
+    recipe = Recipe(QuantizerSpec(bits=3), QuantizerSpec(bits=4, per_channel=False), profile="deploy", tuning=SPEC)
+    chain = prepare(small_network, batches[0]).chain
+    observe(chain, batches)
+    set_ranges(chain, plan_bits([list(chain.layers)], [(3, 4)], recipe), recipe)
+    put_nearest_codes(chain)
+    before = {path: layer.bias.clone() for path, layer in chain.layers.items() if layer.bias is not None}
+    result = tune(chain, batches, recipe, hardware=CPU)
+    assert result.accepted
+    assert result.after < result.before
+    for path, layer in chain.layers.items():
+        assert layer.bias is not None
+        assert not torch.equal(layer.bias, before[path]), "the rounding hides no gradient"
+        step = (layer.weight_quantizer.scale.flatten() * layer.input_quantizer.scale).double()
+        codes = layer.rounded_bias().double() / step
+        torch.testing.assert_close(codes, codes.round(), rtol=1e-6, atol=1e-3)
+        assert ((layer.rounded_bias() - layer.bias).abs() <= 0.501 * step).all()
+    held_out = samples[:8]
+    assert result.after == pytest.approx(divergence(chain_of(small_network, held_out), chain, held_out), rel=1e-3)
+
+
+def chain_of(network: nn.Module, samples: Tensor) -> Chain:
+    return prepare(network, samples[:4]).chain
