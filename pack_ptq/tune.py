@@ -62,7 +62,7 @@ def tune(
     budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, folder)
     data = _outputs(chain, views, samples * views.count, sizes[0], budget)
     held_out = max(1, int(samples * spec.held_out))
-    module = NetworkTuning(chain, spec, steps)
+    module = NetworkTuning(chain, spec, steps, recipe.weight.bits)
     best = KeepBestTuning(data, held_out, evaluation_steps(steps, spec.evaluations))
     best.begin(module)
     callbacks = [best, TuningMonitor(), StepProgress("tuning", steps, enabled=show)]

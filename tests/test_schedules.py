@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pack_ptq.schedules import cosine_to_zero, evaluation_steps, penalty_beta
+from pack_ptq.schedules import cosine_to_zero, evaluation_steps, penalty_beta, rate_at_bits
 from pack_ptq.types import ReconstructionSpec
 
 SPEC = ReconstructionSpec()
@@ -60,3 +60,9 @@ def test_evaluations_lie_in_the_second_half_and_at_the_end(steps: int, count: in
 def test_evaluations_by_hand() -> None:
     assert evaluation_steps(1000, 4) == {625, 750, 875, 1000}
     assert evaluation_steps(1, 4) == {1}
+
+
+def test_tuning_rates_fall_with_the_variance_of_the_rounding_error() -> None:
+    assert [rate_at_bits(bits) for bits in (2, 3)] == [1, 1]
+    assert rate_at_bits(4) == pytest.approx((7 / 15) ** 2)
+    assert all(rate_at_bits(bits + 1) < rate_at_bits(bits) for bits in range(3, 8))

@@ -12,7 +12,7 @@ from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
 from pack_ptq.losses import kl_from_full_precision
 from pack_ptq.modules.reconstruction import PackData
-from pack_ptq.schedules import cosine_to_zero
+from pack_ptq.schedules import cosine_to_zero, rate_at_bits
 from pack_ptq.types import Recipe, TuningSpec
 
 Learned = tuple[Tensor, Tensor, Tensor | None]
@@ -62,11 +62,12 @@ class NetworkTuning(L.LightningModule):
         chain: The network with hard codes.
         spec: Settings.
         steps: Number of optimisation steps, which the schedule spans.
+        bits: The recipe's bits of weights, by which the rates of weight scales and biases fall.
     """
 
-    def __init__(self, chain: Chain, spec: TuningSpec, steps: int) -> None:
+    def __init__(self, chain: Chain, spec: TuningSpec, steps: int, bits: int = 3) -> None:
         super().__init__()
-        self.chain, self.spec, self.steps = chain, spec, steps
+        self.chain, self.spec, self.steps, self.bits = chain, spec, steps, bits
         self.layers = list(chain.layers.values())
         self.borrowed = nn.ModuleList(self.layers)  # by which Lightning and DDP see the variables
         for layer in self.layers:
@@ -84,15 +85,19 @@ class NetworkTuning(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One Adam whose rates are relative to the size of each variable and fall as a cosine."""
         groups: dict[int, tuple[Tensor, float]] = {}
+        factor = rate_at_bits(self.bits)
         for layer in self.layers:
             if layer.weight_quantizer.log_factor is not None:
-                groups[id(layer.weight_quantizer)] = (layer.weight_quantizer.log_factor, self.spec.weight_scale_lr)
+                groups[id(layer.weight_quantizer)] = (
+                    layer.weight_quantizer.log_factor,
+                    factor * self.spec.weight_scale_lr,
+                )
             scale = layer.input_quantizer.scale
             if scale.requires_grad:
                 groups[id(scale)] = (scale, self.spec.activation_scale_lr * scale.item())
             if layer.bias is not None and layer.bias.requires_grad:
                 size = layer.bias.detach().square().mean().sqrt().item()
-                groups[id(layer.bias)] = (layer.bias, self.spec.bias_lr * size)
+                groups[id(layer.bias)] = (layer.bias, factor * self.spec.bias_lr * size)
         optimizer = torch.optim.Adam([{"params": [variable], "lr": rate} for variable, rate in groups.values()])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_to_zero(step, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
