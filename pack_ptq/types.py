@@ -150,7 +150,8 @@ class TuningSpec(Record):
         weight_scale_lr: Adam's first rate for weight scales at up to 3 bits, relative to the scale; above, it is lower
             (`rate_at_bits`). Every rate falls as a cosine to 0.
         activation_scale_lr: The same for activation scales.
-        bias_lr: As `weight_scale_lr` for biases, relative to the root mean square of a layer's biases; where all are 0, they stay.
+        bias_lr: As `weight_scale_lr` for biases, relative to the root mean square of a layer's biases; where all are 0,
+            they stay.
         views: How often each calibration sample is taken at most, where the datamodule can `augment`: once as it is,
             then changed. No more are made than the steps use up.
         held_out: Share of the calibration samples that the pass does not see and is judged by.
