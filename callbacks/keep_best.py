@@ -42,11 +42,11 @@ class KeepBestTuning(L.Callback):
 
     Args:
         data: Inputs and full-precision outputs.
-        held_out: How many of the first samples the tuning does not see.
+        held_out: Rows of samples that the tuning does not see.
         steps: Step counts after which to measure, besides the start.
     """
 
-    def __init__(self, data: PackData, held_out: int, steps: set[int]) -> None:
+    def __init__(self, data: PackData, held_out: slice, steps: set[int]) -> None:
         self.data, self.held_out, self.steps = data, held_out, steps
         self.before = self.best = float("inf")
         self.kept: list[Learned] = []

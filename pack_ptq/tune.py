@@ -57,13 +57,15 @@ def tune(
     sizes = Views(batches).sizes()
     samples = sum(sizes)
     check_tuning(chain, recipe, samples)
-    count = min(spec.views, max(1, round(steps * spec.batch_size / samples)))
+    count = min(spec.views, max(2, round(steps * spec.batch_size / samples)))
     views = Views(batches, device, augment, count, of_process)
     budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, folder)
     data = _outputs(chain, views, samples * views.count, sizes[0], budget)
     held_out = max(1, int(samples * spec.held_out))
     module = NetworkTuning(chain, spec, steps, recipe.weight.bits)
-    best = KeepBestTuning(data, held_out, evaluation_steps(steps, spec.evaluations))
+    # The units were fitted to the samples as they are, which flatters the codes there; other views judge without bias.
+    start = samples if views.count > 1 else 0
+    best = KeepBestTuning(data, slice(start, start + held_out), evaluation_steps(steps, spec.evaluations))
     best.begin(module)
     callbacks = [best, TuningMonitor(), StepProgress("tuning", steps, enabled=show)]
     trainer = make_trainer(hardware or Hardware(), callbacks, logger, max_steps=steps)

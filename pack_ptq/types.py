@@ -153,8 +153,8 @@ class TuningSpec(Record):
         bias_lr: As `weight_scale_lr` for biases, relative to the root mean square of a layer's biases; where all are 0,
             they stay.
         views: How often each calibration sample is taken at most, where the datamodule can `augment`: once as it is,
-            then changed. No more are made than the steps use up.
-        held_out: Share of the calibration samples that the pass does not see and is judged by.
+            then changed. No more are made than the steps use up, and one to judge by.
+        held_out: Share of the calibration samples that the pass does not see, and whose second view judges it.
         evaluations: How often it is; the best iterate is kept, which may be the first.
     """
 

@@ -108,11 +108,11 @@ class NetworkTuning(L.LightningModule):
         return kl_from_full_precision(self.chain.network(x), reference).mean()
 
     @torch.no_grad()
-    def divergence(self, data: PackData, count: int) -> float:
-        """Give `KL(p_fp || p_q)` on the first `count` samples, in nats, averaged over samples and processes."""
+    def divergence(self, data: PackData, rows: slice) -> float:
+        """Give `KL(p_fp || p_q)` on some rows, in nats, averaged over samples and processes."""
         sums = torch.zeros(2, dtype=torch.float64)
-        for start in range(0, count, 64):
-            _, x, reference = data.rows(slice(start, min(start + 64, count)))
+        for start in range(rows.start, rows.stop, 64):
+            _, x, reference = data.rows(slice(start, min(start + 64, rows.stop)))
             divergence = kl_from_full_precision(self.chain.network(x).double(), reference.double())
             sums += torch.tensor([divergence.sum().item(), len(x)], dtype=torch.float64)
         total, samples = all_reduce(sums)
