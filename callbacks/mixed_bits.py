@@ -25,7 +25,7 @@ class MixedBits(BitAssignment):
         bit_operations: Most MACs x weight bits x activation bits of one sample.
         weight_candidates: Widths to choose from, 2 to 8; those of the paper around the recipe's bits if not given.
         activation_candidates: The same for the inputs of layers; one width makes them uniform.
-        num_samples: Calibration samples to measure on, over all processes together.
+        num_samples: Calibration samples to measure on, over all processes together; all of them if null.
     """
 
     needs_pass = True
@@ -39,7 +39,7 @@ class MixedBits(BitAssignment):
         bit_operations: int | None = None,
         weight_candidates: list[int] | None = None,
         activation_candidates: list[int] | None = None,
-        num_samples: int = 256,
+        num_samples: int | None = 256,
     ) -> None:
         super().__init__()
         self.budget = budget
@@ -61,8 +61,8 @@ class MixedBits(BitAssignment):
             widths = getattr(self, name)
             if widths is not None and (not widths or any(width not in BITS for width in widths)):
                 raise refuse(f"{KEY}.{name}", widths, "one or more of 2 to 8")
-        if self.num_samples < 1:
-            raise refuse(f"{KEY}.num_samples", self.num_samples, "1 or more")
+        if self.num_samples is not None and self.num_samples < 1:
+            raise refuse(f"{KEY}.num_samples", self.num_samples, "1 or more, or null for all")
 
     def on_validation_start(self, trainer: L.Trainer, module: WholeNetwork) -> None:  # type: ignore[override]
         """Search the ranges of all candidates and begin with empty sums."""
@@ -80,6 +80,9 @@ class MixedBits(BitAssignment):
     ) -> None:
         """Add one batch, as far as this process's share of the samples goes."""
         assert self._meter is not None
+        if self.num_samples is None:
+            self._meter.update(batch[0])
+            return
         share = -(-(self.num_samples - trainer.global_rank) // trainer.world_size) - self._meter.num_samples
         if share > 0:
             self._meter.update(batch[0][:share])

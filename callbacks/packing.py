@@ -1,6 +1,7 @@
 """Form packs of neighbouring blocks (METHOD P2, and the baselines of the paper's ablation)."""
 
 import lightning as L
+import torch
 
 from pack_ptq import packing
 from pack_ptq.callbacks.scoring import HessianScoring, finite_scores
@@ -77,18 +78,19 @@ class RandomPacking(Packing):
     """Random cuts, seeded.
 
     Args:
-        seed: Of the cuts.
+        seed: Of the cuts; the run's own if not given.
         max_blocks: Most blocks in a pack.
     """
 
-    def __init__(self, seed: int = 0, max_blocks: int | None = None) -> None:
+    def __init__(self, seed: int | None = None, max_blocks: int | None = None) -> None:
         super().__init__()
         packing.check_max_blocks(max_blocks)
         self.seed, self.max_blocks = seed, max_blocks
 
     def packs(self, scores: BlockScores) -> packing.Packs:
         """Cut at random."""
-        return packing.random_packs(len(scores.names), self.seed, self.max_blocks)
+        seed = torch.initial_seed() if self.seed is None else self.seed  # Lightning has seeded torch for the run
+        return packing.random_packs(len(scores.names), seed, self.max_blocks)
 
 
 class WholePacking(Packing):

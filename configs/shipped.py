@@ -30,9 +30,10 @@ def config_file(name: str) -> str:
     """Give the file of a shipped configuration by its name, or of the user's own by its path.
 
     Raises:
-        UserError: There is neither.
+        UserError: There is neither, or the file cannot be read.
     """
     if Path(name).is_file():
+        _read("config", name)
         return name
     if not (ROOT / f"{name}.yaml").is_file():
         raise refuse("config", name, "a YAML file, or a name that `pack-ptq configs` lists")
@@ -51,7 +52,7 @@ def recipe_file(name: str) -> str:
         names = [listed.removeprefix(f"{RECIPES}/") for listed in listing(recipes=True)]
         raise refuse("recipes", name, f"none, {', '.join(names)}, or a YAML file")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(_read("recipes", str(path)))
     except yaml.YAMLError as error:
         raise refuse("recipes", name, f"a YAML file ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
@@ -59,6 +60,14 @@ def recipe_file(name: str) -> str:
     if foreign := [key for key in _keys(content) if key not in OF_A_RECIPE]:
         raise UserError(f"recipes is {name!r}, which sets {foreign[0]}; allowed: only {', '.join(OF_A_RECIPE)}")
     return str(path)
+
+
+def _read(key: str, name: str) -> str:
+    try:
+        return Path(name).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
+        raise refuse(key, name, f"a readable YAML file ({reason})") from error
 
 
 def _keys(content: dict[str, object]) -> list[str]:

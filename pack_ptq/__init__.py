@@ -12,7 +12,7 @@ from pack_ptq.models import ModelSource
 from pack_ptq.packing import fixed_packs, hessian_packs, inner_links, random_packs, tile_units
 from pack_ptq.reconstruct import reconstruct
 from pack_ptq.sensitivity import layer_sizes, measure_sensitivity
-from pack_ptq.types import Hardware, QuantizerSpec, Recipe, ReconstructionSpec
+from pack_ptq.types import Hardware, QuantizerSpec, Recipe, ReconstructionSpec, TuningSpec
 
 __all__ = [
     "BitBudget",
@@ -22,6 +22,7 @@ __all__ = [
     "QuantizerSpec",
     "Recipe",
     "ReconstructionSpec",
+    "TuningSpec",
     "UserError",
     "evaluate",
     "fixed_packs",

@@ -18,7 +18,7 @@ from pack_ptq.callbacks import BitAssignment, Evaluation, HessianScoring, NoPack
 from pack_ptq.datamodules import PTQData
 from pack_ptq.describe import describe, describe_model
 from pack_ptq.distributed import barrier
-from pack_ptq.errors import refuse
+from pack_ptq.errors import UserError, refuse
 from pack_ptq.graph.prepare import Prepared, prepare
 from pack_ptq.graph.switch import switch
 from pack_ptq.models import LoadedModel, ModelSource
@@ -31,7 +31,17 @@ from pack_ptq.report import bit_summary, mixed_summary, peak_memory, render, siz
 from pack_ptq.runs import RunFolder, network_digest
 from pack_ptq.states import put_rest_state, put_tuned_state, put_unit_state
 from pack_ptq.trainers import check_hardware, is_first_process, make_trainer
-from pack_ptq.types import Hardware, Plan, Preprocessing, Recipe, TuningResult, TuningSpec, UnitResult
+from pack_ptq.types import (
+    SEEDS,
+    SEEDS_IN_WORDS,
+    Hardware,
+    Plan,
+    Preprocessing,
+    Recipe,
+    TuningResult,
+    TuningSpec,
+    UnitResult,
+)
 
 PACKAGES = ("pack-ptq", "torch", "torchvision", "lightning", "torchmetrics", "timm")
 WEIGHTS = ("pretrained", "checkpoint")  # which a run folder makes needless
@@ -63,7 +73,7 @@ def quantize(
         bits: How packs get their bits.
         evaluation: How the network is measured.
         hardware: Where to run.
-        seed: Of every random choice, 0 or more.
+        seed: Of every random choice but those with a seed of their own (calibration images, random packs), 0 or more.
         run_dir: Folder of the run; `runs/<network>-<bits>-seed<seed>` if not given.
         show: Whether to tell what happens on the screen.
 
@@ -78,8 +88,8 @@ def quantize(
     scoring, packing = scoring or HessianScoring(), packing or NoPacking()
     bits, evaluation = bits or UniformBits(), evaluation or Evaluation()
     bits.recipe = recipe
-    if seed < 0:
-        raise refuse("seed", seed, "0 or more")
+    if seed not in SEEDS:
+        raise refuse("seed", seed, SEEDS_IN_WORDS)
     check_hardware(hardware)
     L.seed_everything(seed, verbose=False)
     if isinstance(model, nn.Module):
@@ -105,7 +115,12 @@ def quantize(
     pipeline = Pipeline(prepared.chain, data, recipe, evaluation, hardware, seed, folder, show)
     pipeline.start_processes()
     full = pipeline.measure("full_precision", "off")
-    plan = pipeline.plan(scoring, packing, bits)
+    try:
+        plan = pipeline.plan(scoring, packing, bits)
+    except UserError:
+        if is_first_process():
+            folder.release()
+        raise
     nearest = pipeline.measure("rounded_to_nearest", "nearest")
     results = pipeline.reconstruct(plan)
     tuning = pipeline.tune()

@@ -38,7 +38,7 @@ def quantize(
         bits: How packs get their bits.
         evaluation: How the network is measured.
         hardware: Where to run.
-        seed: Of every random choice, 0 or more.
+        seed: Of every random choice but those with a seed of their own (calibration images, random packs), 0 or more.
         run_dir: Folder of the run; `runs/<network>-<bits>-seed<seed>` if not given.
     """
     folder = run_dir or str(api.default_run_dir(api.configuration(model, data, recipe, {}, hardware, seed)))

@@ -13,6 +13,7 @@ from pack_ptq.configs.shipped import recipe_file
 from pack_ptq.errors import UserError, refuse
 from pack_ptq.runs import RunFolder, atomic_write
 from pack_ptq.trainers import is_first_process
+from pack_ptq.types import SEEDS, SEEDS_IN_WORDS
 
 BASE = "none"
 CALIBRATION_SEED = "data.init_args.calibration_seed"
@@ -118,10 +119,10 @@ def _check(keys: Sequence[str], recipes: Sequence[str], seeds: Sequence[int], ou
             raise refuse(
                 key, twice[0], "each name, or stem of a file's name, once" if key == "recipes" else "each once"
             )
-    if negative := [seed for seed in seeds if seed < 0]:
-        raise refuse("seeds", negative[0], "0 or more")
+    if foreign := [seed for seed in seeds if seed not in SEEDS]:
+        raise refuse("seeds", foreign[0], SEEDS_IN_WORDS)
     for key, instead in (("seed", "seeds"), ("run_dir", "out")):
         if _given(keys, key):
             raise UserError(f"{key} is no key of compare; allowed: {instead}, and the other keys of quantize")
-    if Path(out).exists() and not Path(out).is_dir():
+    if not out or (Path(out).exists() and not Path(out).is_dir()):
         raise refuse("out", out, "a folder")

@@ -16,7 +16,7 @@ from pack_ptq.graph.switch import switch
 from pack_ptq.modules.network import WholeNetwork
 from pack_ptq.quant.quantizers import WeightMode
 from pack_ptq.reconstruct import reconstruct
-from pack_ptq.runs import RunFolder
+from pack_ptq.runs import TENSORBOARD, RunFolder
 from pack_ptq.states import (
     put_ranges_state,
     put_tuned_state,
@@ -61,7 +61,7 @@ class Pipeline:
         self.hardware, self.seed, self.folder = hardware, seed, folder
         self.is_first = is_first_process()
         self.show = show and self.is_first
-        self.logger = TensorBoardLogger(folder.path, name="", version="tensorboard")
+        self.logger = TensorBoardLogger(folder.path, name="", version=TENSORBOARD)
         self.device = torch.device("cpu")
 
     def _say(self, message: str) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pack_ptq.cache import CACHE_FILE
 from pack_ptq.errors import UserError, refuse
 
 TEMPORARY = ".partial-"
+TENSORBOARD = "tensorboard"
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -108,6 +110,13 @@ class RunFolder:
             self.write_json(self.identity, identity)
         if not self.config.exists():
             atomic_write(self.config, yaml.safe_dump(identity["config"], sort_keys=False).encode())
+
+    def release(self) -> None:
+        """Give the folder up if nothing has been decided in it, so that mended settings may claim it."""
+        if not self.plan.exists():
+            for file in (self.identity, self.config, self.measured):
+                file.unlink(missing_ok=True)
+            shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
 
     def _compare(self, there: dict[str, Any], now: dict[str, Any]) -> None:
         old, new = flatten(there["config"]), flatten(now["config"])

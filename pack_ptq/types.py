@@ -7,6 +7,8 @@ from typing import Any, Literal, Self
 from pack_ptq.errors import refuse
 
 BITS = range(2, 9)
+SEEDS = range(2**32)  # as NumPy takes them
+SEEDS_IN_WORDS = f"0 or more, up to {SEEDS[-1]}"
 
 
 class Record:
@@ -149,12 +151,13 @@ class TuningSpec(Record):
         batch_size: Samples per step.
         weight_scale_lr: Adam's first rate for weight scales at up to 3 bits, relative to the scale; above, it is lower
             (`rate_at_bits`). Every rate falls as a cosine to 0.
-        activation_scale_lr: The same for activation scales.
+        activation_scale_lr: The same for activation scales, whatever the bits.
         bias_lr: As `weight_scale_lr` for biases, relative to the root mean square of a layer's biases; where all are 0,
             they stay.
         views: How often each calibration sample is taken at most, where the datamodule can `augment`: once as it is,
             then changed. No more are made than the steps use up, and one to judge by.
-        held_out: Share of the calibration samples that the pass does not see, and whose second view judges it.
+        held_out: Share of the calibration samples that the pass does not see, and whose second view judges it; where
+            there is one view only, the samples themselves do.
         evaluations: How often it is; the best iterate is kept, which may be the first.
     """
 
@@ -171,7 +174,7 @@ class TuningSpec(Record):
         """Refuse values out of range, naming them below `key`.
 
         Raises:
-            UserError: A count is too low, a rate below 0, or all rates are 0.
+            UserError: A count is too low, a rate below 0, or all rates are 0 and there are steps to make.
         """
         if self.steps is not None and self.steps < 0:
             raise refuse(f"{key}.steps", self.steps, "0 or more")
@@ -184,7 +187,7 @@ class TuningSpec(Record):
         for name in rates:
             if not getattr(self, name) >= 0:
                 raise refuse(f"{key}.{name}", getattr(self, name), "0 or more")
-        if not any(getattr(self, name) for name in rates):
+        if self.steps != 0 and not any(getattr(self, name) for name in rates):
             raise refuse(f"{key}.{rates[0]}", 0.0, f"above 0, or {rates[1]} or {rates[2]} above 0")
 
 

@@ -328,6 +328,8 @@ def test_refusals_in_python(tmp_path):
         pack_ptq.quantize(NaNWeight(), samples(), run_dir=tmp_path / "run")
     with pytest.raises(UserError, match="seed is -1"):
         pack_ptq.quantize(tiny(), samples(), seed=-1, run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match=r"seed is 4294967296; allowed: 0 or more, up to 4294967295"):
+        pack_ptq.quantize(tiny(), samples(), seed=2**32, run_dir=tmp_path / "run")
     with pytest.raises(UserError, match=r"hardware\.devices is 19; allowed: 1 to 18"):
         pack_ptq.quantize(tiny(), samples(), hardware=pack_ptq.Hardware("cpu", 19), run_dir=tmp_path / "run")
     with pytest.raises(UserError, match="run_dir"):

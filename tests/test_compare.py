@@ -120,6 +120,8 @@ REFUSED = {
     "no seed": (["--recipes", "rtn", "--seeds"], "--seeds: expected at least one argument"),
     "seed twice": (["--recipes", "rtn", "--seeds", "2", "2"], "seeds is 2; allowed: each once"),
     "seed below 0": (["--recipes", "rtn", "--seeds", "-1"], "seeds is -1; allowed: 0 or more"),
+    "seed beyond NumPy": (["--recipes", "rtn", "--seeds", "4294967296"], "allowed: 0 or more, up to 4294967295"),
+    "no folder": (["--recipes", "rtn", "--out="], "out is ''; allowed: a folder"),
     "type of seed": (["--recipes", "rtn", "--seeds", "x"], "seeds is 'x'; allowed: int"),
     "seed": (["--recipes", "rtn", "--seed", "1"], "seed is no key of compare; allowed: seeds"),
     "run_dir": (["--recipes", "rtn", "--run_dir=x"], "run_dir is no key of compare; allowed: out"),
@@ -165,6 +167,15 @@ def test_recipes_of_ones_own_that_cannot_serve_are_refused(case, tmp_path, capsy
     recipes = ("--recipes", "qdrop", tmp_path / "mine.yaml")
     assert words in refusal(capsys, "compare", *KEYS, f"--out={tmp_path / 'out'}", *recipes)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["recipes", "config"])
+def test_a_file_that_is_no_text_is_refused(key, tmp_path, capsys) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\x00")
+    others = () if key == "recipes" else ("--recipes", "none")
+    message = refusal(capsys, "compare", *KEYS, f"--out={tmp_path / 'out'}", *others, f"--{key}", path)
+    assert f"{key} is '{path}'; allowed: a readable YAML file (not text in UTF-8)" in message
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, capsys) -> None:

@@ -173,3 +173,14 @@ def test_tensors_load_with_weights_only(tmp_path: Path) -> None:
     assert found["c"] == content["c"]
     assert torch.equal(found["a"], content["a"])
     assert torch.equal(found["d"]["e"], content["d"]["e"])
+
+
+def test_a_folder_without_a_decision_can_be_given_up(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim({"config": {"a": 1}, "model": "m", "data": "d"})
+    folder.release()
+    folder.claim({"config": {"a": 2}, "model": "m", "data": "d"})
+    folder.write_json(folder.plan, {})
+    folder.release()
+    with pytest.raises(UserError, match="a folder of another run: a"):
+        folder.claim({"config": {"a": 3}, "model": "m", "data": "d"})

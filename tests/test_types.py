@@ -134,6 +134,7 @@ def test_tuning_needs_a_rate() -> None:
         Recipe(tuning=TuningSpec(**dict.fromkeys(rates, 0.0)))
     for name in rates:
         Recipe(tuning=TuningSpec(**(dict.fromkeys(rates, 0.0) | {name: 1e-3})))
+    Recipe(tuning=TuningSpec(steps=0, **dict.fromkeys(rates, 0.0)))
 
 
 def test_tuning_steps_come_from_the_budget_unless_given() -> None:

@@ -11,10 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 import pack_ptq
-from pack_ptq import Hardware, QuantizerSpec, Recipe, ReconstructionSpec, UserError, measure_sensitivity
+from pack_ptq import Hardware, QuantizerSpec, Recipe, ReconstructionSpec, TuningSpec, UserError, measure_sensitivity
 from pack_ptq.callbacks import MixedBits, NoPacking, UniformBits, WholePacking
-from pack_ptq.datamodules import TensorData
+from pack_ptq.datamodules import DigitsData, TensorData
 from pack_ptq.graph.chain import Chain
+from pack_ptq.models import DigitsResNet
 from pack_ptq.modules.network import WholeNetwork
 from pack_ptq.pipeline import Plan
 from pack_ptq.quant.quantizers import WeightQuantizer
@@ -52,6 +53,16 @@ def test_it_measures_what_measure_sensitivity_measures(
         assert bits.plan.weight["stem"] == bits.plan.weight["head"] == 8
 
 
+def test_no_number_of_samples_means_all(
+    small_chain: Chain, small_units: list[Unit], samples: Tensor, small_recipe: Recipe
+) -> None:
+    bits = MixedBits(weight_candidates=[3], activation_candidates=[3], num_samples=None)
+    validate(small_chain, samples, bits, small_units, small_recipe)
+    batches = samples.split(24)
+    assert bits.mixed is not None
+    assert bits.mixed.sensitivity == measure_sensitivity(small_chain, batches, small_units, small_recipe, [3], [3])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -62,7 +73,7 @@ def test_it_measures_what_measure_sensitivity_measures(
         ({"weight_candidates": []}, r"weight_candidates is \[\]; allowed: one or more of 2 to 8"),
         ({"weight_candidates": [3, 9]}, r"weight_candidates is \[3, 9\]; allowed: one or more of 2 to 8"),
         ({"activation_candidates": [1]}, r"activation_candidates is \[1\]; allowed: one or more of 2 to 8"),
-        ({"num_samples": 0}, r"num_samples is 0; allowed: 1 or more"),
+        ({"num_samples": 0}, r"num_samples is 0; allowed: 1 or more, or null for all"),
     ],
 )
 def test_refusals(settings: dict[str, Any], message: str) -> None:
@@ -176,3 +187,18 @@ def test_impossible_budgets_end_the_run_with_a_message(
 ) -> None:
     with pytest.raises(UserError, match=r"bits\.init_args\.weight_average is 2; allowed: 2\.4138 or more"):
         run(small_network, samples, tmp_path / "run", bits=MixedBits(weight_average=2))
+
+
+def test_a_refused_budget_leaves_the_folder_to_a_mended_one(tmp_path: Path) -> None:
+    def run(average: float) -> None:
+        pack_ptq.quantize(
+            DigitsResNet(),
+            DigitsData(num_calibration=16, batch_size=16),
+            Recipe(reconstruction=ReconstructionSpec(steps=0), tuning=TuningSpec(steps=0)),
+            bits=MixedBits(weight_average=average),
+            run_dir=tmp_path / "run",
+        )
+
+    with pytest.raises(UserError, match=r"weight_average is 1\.0"):
+        run(1.0)
+    run(4.0)
