@@ -6,6 +6,7 @@ import lightning as L
 
 from pack_ptq.budget import BitBudget, BudgetName, MixedUnit
 from pack_ptq.callbacks.bits import BitAssignment
+from pack_ptq.distributed import share_left
 from pack_ptq.errors import refuse
 from pack_ptq.mixed import KEY, mix_bits
 from pack_ptq.modules.network import WholeNetwork
@@ -80,12 +81,9 @@ class MixedBits(BitAssignment):
     ) -> None:
         """Add one batch, as far as this process's share of the samples goes."""
         assert self._meter is not None
-        if self.num_samples is None:
-            self._meter.update(batch[0])
-            return
-        share = -(-(self.num_samples - trainer.global_rank) // trainer.world_size) - self._meter.num_samples
-        if share > 0:
-            self._meter.update(batch[0][:share])
+        share = share_left(self.num_samples, trainer.global_rank, trainer.world_size, self._meter.num_samples)
+        if len(x := batch[0][:share]):
+            self._meter.update(x)
 
     def on_validation_end(self, trainer: L.Trainer, module: WholeNetwork) -> None:  # type: ignore[override]
         """Assign bits and show the Pareto front in TensorBoard."""

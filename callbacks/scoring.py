@@ -5,6 +5,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 
+from pack_ptq.distributed import share_left
 from pack_ptq.errors import UserError, refuse
 from pack_ptq.hessian import HessianScorer, check_variant
 from pack_ptq.modules.network import WholeNetwork
@@ -58,11 +59,9 @@ class HessianScoring(L.Callback):
         x, label = batch
         if self.loss == "task" and bool((label < 0).any()):
             raise UserError("scoring.init_args.loss is 'task', but calibration samples lack labels; allowed: 'kl'")
-        if self.num_samples is not None:
-            share = -(-(self.num_samples - trainer.global_rank) // trainer.world_size) - self._scorer.num_samples
-            x, label = x[: max(0, share)], label[: max(0, share)]
-        if len(x):
-            self._scorer.update(x, label)
+        share = share_left(self.num_samples, trainer.global_rank, trainer.world_size, self._scorer.num_samples)
+        if len(x[:share]):
+            self._scorer.update(x[:share], label[:share])
 
     def on_validation_end(self, trainer: L.Trainer, module: WholeNetwork) -> None:  # type: ignore[override]
         """Merge over the processes and show the scores in TensorBoard."""

@@ -23,3 +23,8 @@ def all_reduce(x: Tensor, how: str = "sum") -> Tensor:
 def barrier() -> None:
     """Wait until every process is here."""
     all_reduce(torch.zeros(1))
+
+
+def share_left(limit: int | None, rank: int, processes: int, seen: int) -> int | None:
+    """Give how many samples a process may still take where `limit` counts those of all; nothing without a limit."""
+    return None if limit is None else max(0, -(-(limit - rank) // processes) - seen)

@@ -128,19 +128,19 @@ class PackReconstruction(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One Adam with a group per kind of variable; the rates of scales fall as a cosine."""
+
+        def cosine(step: int) -> float:
+            return cosine_to_zero(step, self.steps)
+
         factors = [layer.weight_quantizer.log_factor for layer in self.layers]
         groups = [
             (self.roundings, self.spec.rounding_lr, lambda step: 1.0),
-            (
-                [f for f in factors if f is not None],
-                self.spec.weight_scale_lr,
-                lambda step: cosine_to_zero(step, self.steps),
-            ),
+            ([f for f in factors if f is not None], self.spec.weight_scale_lr, cosine),
         ]
         # Scales differ by orders of magnitude (8 bits beside 3, small activations), so their rates are relative.
         for scale in self.activation_scales:
             rate = self.spec.activation_scale_lr * scale.item()
-            groups.append(([scale], rate, lambda step: cosine_to_zero(step, self.steps)))
+            groups.append(([scale], rate, cosine))
         groups = [group for group in groups if group[0]]
         optimizer = torch.optim.Adam([{"params": params, "lr": rate} for params, rate, _ in groups])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [factor for _, _, factor in groups])
