@@ -17,6 +17,7 @@ ASSETS = Path(os.environ.get("PACK_PTQ_ASSETS", DEFAULT)).resolve()
 NETWORKS = {
     "resnet20": ("resnet20_cifar10", "cifar10", "train", "test"),
     "resnet32": ("resnet32_cifar10", "cifar10", "train", "test"),
+    "vit_tiny": ("vit_tiny_patch16_224.fp16", "imagenet", "calibration", "val"),
     "efficientnet_lite0": ("tf_efficientnet_lite0.fp16", "imagenet", "calibration", "val"),
 }
 

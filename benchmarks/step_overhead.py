@@ -47,7 +47,7 @@ def seconds(chain: Chain, unit: Unit, data: PackData, recipe: Recipe, through_li
         bare(module, batches)
     passed = time.perf_counter() - began
     module.end()
-    switch(chain.layers.values(), "off", activations=False)
+    switch(chain.operations, "off", activations=False)
     return passed
 
 

@@ -1,6 +1,7 @@
 """Lightning callbacks: hooks of a few lines around the functions of the lower floors."""
 
 from pack_ptq.callbacks.bits import BitAssignment, UniformBits
+from pack_ptq.callbacks.curriculum import Curriculum
 from pack_ptq.callbacks.evaluation import Evaluation
 from pack_ptq.callbacks.keep_best import KeepBest, KeepBestTuning
 from pack_ptq.callbacks.mixed_bits import MixedBits
@@ -20,6 +21,7 @@ from pack_ptq.callbacks.tuning_monitor import TuningMonitor
 
 __all__ = [
     "BitAssignment",
+    "Curriculum",
     "Evaluation",
     "FixedPacking",
     "HessianPacking",

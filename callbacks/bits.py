@@ -5,6 +5,7 @@ import lightning as L
 from pack_ptq.bits import plan_bits
 from pack_ptq.callbacks.packing import Packing
 from pack_ptq.modules.network import WholeNetwork
+from pack_ptq.quant.products import operand_quantizers
 from pack_ptq.types import BitPlan, MixedPrecision, Recipe, Unit
 
 
@@ -37,7 +38,8 @@ class BitAssignment(L.Callback):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         self.units = next((c.units for c in callbacks if isinstance(c, Packing)), self.units)
         layers = [list(module.chain.layers_of(unit.start, unit.stop)) for unit in self.units]
-        self.plan = plan_bits(layers, self.pack_bits(self.units), self.recipe)
+        operands = [list(operand_quantizers(module.chain.products_of(u.start, u.stop))) for u in self.units]
+        self.plan = plan_bits(layers, self.pack_bits(self.units), self.recipe, operands)
 
 
 class UniformBits(BitAssignment):

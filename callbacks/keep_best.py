@@ -18,7 +18,9 @@ class KeepBest(L.Callback):
     def __init__(self, data: PackData, steps: set[int]) -> None:
         self.data, self.steps = data, steps
         self.loss = float("inf")
-        self.kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.kept_activations: list[dict[str, Tensor]] = []
+        self.kept_corrections: list[Tensor | None] = []
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: L.Trainer, module: PackReconstruction, outputs: object, batch: object, batch_idx: int
@@ -31,10 +33,9 @@ class KeepBest(L.Callback):
             trainer.logger.log_metrics({f"{module.label}/hard_loss": loss}, step=batch_idx)
         if loss < self.loss:
             self.loss = loss
-            self.kept = [
-                (*layer.weight_quantizer.hardened(), layer.input_quantizer.scale.detach().clone())
-                for layer in module.layers
-            ]
+            self.kept = [layer.weight_quantizer.hardened() for layer in module.layers]
+            self.kept_activations = [quantizer.learned() for quantizer in module.quantizers]
+            self.kept_corrections = module.corrections()
 
 
 class KeepBestTuning(L.Callback):
@@ -49,7 +50,7 @@ class KeepBestTuning(L.Callback):
     def __init__(self, data: PackData, held_out: slice, steps: set[int]) -> None:
         self.data, self.held_out, self.steps = data, held_out, steps
         self.before = self.best = float("inf")
-        self.kept: list[Learned] = []
+        self.kept: Learned = ([], [])
 
     def begin(self, module: NetworkTuning) -> None:
         """Measure and keep what there is before the first step."""
@@ -66,6 +67,6 @@ class KeepBestTuning(L.Callback):
         if trainer.logger is not None:
             trainer.logger.log_metrics({"tuning/held_out_divergence": divergence}, step=batch_idx)
         # A rate beyond reason may lead a scale to 0 or below.
-        sound = all(bool(layer.input_quantizer.scale > 0) for layer in module.layers)
+        sound = all(bool(quantizer.scale > 0) for quantizer in module.quantizers)
         if divergence < self.best and sound:
             self.best, self.kept = divergence, module.learned()

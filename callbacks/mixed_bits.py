@@ -10,6 +10,7 @@ from pack_ptq.distributed import share_left
 from pack_ptq.errors import refuse
 from pack_ptq.mixed import KEY, mix_bits
 from pack_ptq.modules.network import WholeNetwork
+from pack_ptq.quant.products import operand_quantizers
 from pack_ptq.sensitivity import SensitivityMeter, layer_sizes
 from pack_ptq.types import BITS, Unit
 
@@ -99,7 +100,9 @@ class MixedBits(BitAssignment):
         chain, found = self._meter.chain, {pack.name: pack for pack in self._meter.compute()}
         mixed = [
             MixedUnit(
-                tuple(chain.layers_of(unit.start, unit.stop)), found.get(unit.name) if unit.kind == "pack" else None
+                tuple(chain.layers_of(unit.start, unit.stop)),
+                found.get(unit.name) if unit.kind == "pack" else None,
+                tuple(operand_quantizers(chain.products_of(unit.start, unit.stop))),
             )
             for unit in units
         ]

@@ -9,7 +9,10 @@ from pack_ptq.errors import UserError, refuse
 
 ROOT = Path(str(files("pack_ptq.configs")))
 RECIPES = "recipes"
-OF_A_RECIPE = ("recipe.reconstruction", "recipe.tuning", "recipe.budget", "scoring", "packing", "bits")
+OF_A_RECIPE = (
+    *(f"recipe.{key}" for key in ("reconstruction", "tuning", "budget", "layer_norm", "post_softmax", "post_gelu")),
+    *("scoring", "packing", "bits"),
+)
 
 
 def listing(recipes: bool) -> dict[str, str]:

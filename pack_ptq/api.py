@@ -19,6 +19,7 @@ from pack_ptq.datamodules import PTQData
 from pack_ptq.describe import describe, describe_model
 from pack_ptq.distributed import barrier
 from pack_ptq.errors import UserError, refuse
+from pack_ptq.graph.norms import put_norms
 from pack_ptq.graph.prepare import Prepared, prepare
 from pack_ptq.graph.switch import switch
 from pack_ptq.models import LoadedModel, ModelSource
@@ -268,12 +269,14 @@ def load_prepared(run_dir: str | Path, network: nn.Module | None = None) -> tupl
     else:
         loaded = LoadedModel(network, getattr(network, "preprocessing", None))
     prepared = prepare(loaded.network, torch.randn(2, *plan.input_shape), config["model"].get("blocks"))
+    if folder.norms.exists():  # older runs have none
+        put_norms(prepared.chain, folder.read_tensors(folder.norms))
     put_rest_state(prepared.chain.network, folder.read_tensors(folder.network))
     for index in range(len(plan.units)):
         put_unit_state(prepared.chain, folder.read_tensors(folder.pack(index)))
     if folder.tuned.exists():
         put_tuned_state(prepared.chain, folder.read_tensors(folder.tuned))
-    switch(prepared.chain.layers.values(), "hard", activations=True)
+    switch(prepared.chain.operations, "hard", activations=True)
     return prepared, loaded.preprocessing
 
 

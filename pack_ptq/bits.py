@@ -14,12 +14,12 @@ UNQUANTIZED = 32
 
 @dataclass(frozen=True)
 class LayerSize:
-    """Counts of a layer, the last two for one sample.
+    """Counts of a layer, or of an operand of a product, the last two for one sample.
 
     Attributes:
-        weights: Elements of the weight.
+        weights: Elements of the weight; 0 for an operand.
         inputs: Elements of the input.
-        macs: Multiplications with accumulation.
+        macs: Multiplications with accumulation; those of a product count for its first operand.
     """
 
     weights: int
@@ -40,41 +40,48 @@ def protocol_bits(first: str, last: str, recipe: Recipe) -> BitPlan:
     return BitPlan(weight, activation)
 
 
-def unit_bits(layers: Sequence[str], bits: tuple[int, int], protocol: BitPlan) -> BitPlan:
-    """Give the layers of one unit its weight and activation bits, where the protocol leaves them free."""
+def unit_bits(layers: Sequence[str], bits: tuple[int, int], protocol: BitPlan, operands: Sequence[str] = ()) -> BitPlan:
+    """Give the layers and operands of one unit its weight and activation bits, where the protocol leaves them free."""
     weight = {path: protocol.weight.get(path, bits[0]) for path in layers}
-    return BitPlan(weight, {path: protocol.activation.get(path, bits[1]) for path in layers})
+    return BitPlan(weight, {path: protocol.activation.get(path, bits[1]) for path in (*layers, *operands)})
 
 
-def plan_bits(packs: Sequence[Sequence[str]], pack_bits: Sequence[tuple[int, int]], recipe: Recipe) -> BitPlan:
+def plan_bits(
+    packs: Sequence[Sequence[str]],
+    pack_bits: Sequence[tuple[int, int]],
+    recipe: Recipe,
+    operands: Sequence[Sequence[str]] | None = None,
+) -> BitPlan:
     """Spread bits per unit over the layers and apply the first/last-layer protocol (METHOD, 'First and last layer').
 
     Args:
         packs: Layer paths of every unit (stem, packs, head), all in execution order.
         pack_bits: Weight and activation bits of every unit.
         recipe: Names the protocol.
+        operands: Names of the operands of products of every unit, if there are any.
     """
     weight: dict[str, int] = {}
     activation: dict[str, int | None] = {}
     protocol = protocol_bits(packs[0][0], packs[-1][-1], recipe)
-    for layers, bits in zip(packs, pack_bits, strict=True):
-        unit = unit_bits(layers, bits, protocol)
+    for layers, bits, names in zip(packs, pack_bits, operands or [()] * len(packs), strict=True):
+        unit = unit_bits(layers, bits, protocol, names)
         weight.update(unit.weight)
         activation.update(unit.activation)
     return BitPlan(weight, activation)
 
 
 def spending(plan: BitPlan, sizes: Mapping[str, LayerSize]) -> dict[str, int]:
-    """Give what the bits of some layers cost, as whole numbers that add up over layers.
+    """Give what the bits of some layers and operands cost, as whole numbers that add up over them.
 
     Returns:
         `weight_bits` and `activation_bits`, which are the averages before their division by the elements;
         `weight_bytes` of codes packed layer by layer; `bit_operations`, MACs x weight bits x activation bits of one
-        sample. An input that is not quantized counts 32 bits.
+        sample. An input that is not quantized counts 32 bits. Both operands of a product have the same bits.
     """
     total = dict.fromkeys(("weight_bits", "activation_bits", "weight_bytes", "bit_operations"), 0)
-    for path, weight in plan.weight.items():
-        size, activation = sizes[path], plan.activation[path] or UNQUANTIZED
+    for path, bits in plan.activation.items():
+        size, activation = sizes[path], bits or UNQUANTIZED
+        weight = plan.weight.get(path, activation)
         total["weight_bits"] += weight * size.weights
         total["activation_bits"] += activation * size.inputs
         total["weight_bytes"] += -(-weight * size.weights // 8)

@@ -60,10 +60,12 @@ class MixedUnit:
     Attributes:
         layers: Paths, in execution order.
         sensitivity: Of a pack; units without it keep the recipe's bits.
+        operands: Names of the operands of its products.
     """
 
     layers: tuple[str, ...]
     sensitivity: PackSensitivity | None = None
+    operands: tuple[str, ...] = ()
 
 
 def elements(limit: str, sizes: Mapping[str, LayerSize]) -> int:
@@ -94,7 +96,8 @@ def budget_limits(
             else (pick(unit.sensitivity.weight), pick(unit.sensitivity.activation))
             for unit in units
         ]
-        return spending(plan_bits([unit.layers for unit in units], bits, recipe), sizes)
+        layers, operands = [unit.layers for unit in units], [unit.operands for unit in units]
+        return spending(plan_bits(layers, bits, recipe, operands), sizes)
 
     limits: dict[str, int] = {}
     if name != "custom":

@@ -16,8 +16,8 @@ PASSES = ("extremes", "values")
 
 def watch(chain: Chain, what: str | None) -> None:
     """Let all input quantizers look at their inputs in one of the two `PASSES`, or stop them."""
-    for layer in chain.layers.values():
-        layer.input_quantizer.watching = what  # type: ignore[assignment]
+    for quantizer in chain.quantizers.values():
+        quantizer.watching = what  # type: ignore[assignment]
 
 
 def merge_observers(chain: Chain, what: str) -> None:
@@ -26,7 +26,7 @@ def merge_observers(chain: Chain, what: str) -> None:
     Raises:
         UserError: A layer's input holds NaN or infinity; the message names the layer.
     """
-    observers = {path: layer.input_quantizer.observer for path, layer in chain.layers.items()}
+    observers = {name: quantizer.observer for name, quantizer in chain.quantizers.items()}
     seen = set()
     for path, observer in observers.items():
         if what == "extremes":
@@ -39,6 +39,12 @@ def merge_observers(chain: Chain, what: str) -> None:
         elif id(observer) not in seen:
             observer.histogram = all_reduce(observer.histogram)
         seen.add(id(observer))
+    # In the same order in every process, which a set's is not.
+    for channels in dict.fromkeys(q.channels for q in chain.quantizers.values() if q.channels is not None):
+        if what == "extremes":
+            channels.low, channels.high = all_reduce(channels.low, "min"), all_reduce(channels.high, "max")
+        else:
+            channels.histogram = all_reduce(channels.histogram)
 
 
 @torch.no_grad()
@@ -67,7 +73,7 @@ def set_ranges(chain: Chain, plan: BitPlan, recipe: Recipe, before: BitPlan | No
 
     Args:
         chain: The prepared network.
-        plan: Bits of every layer.
+        plan: Bits of every layer; operands of products that it does not name get the recipe's.
         recipe: Kinds of ranges.
         before: The plan that the ranges are set for now; weights whose bits stay are not searched again.
 
@@ -80,6 +86,9 @@ def set_ranges(chain: Chain, plan: BitPlan, recipe: Recipe, before: BitPlan | No
             raise UserError(f"the weight of layer {path} holds NaN or infinity; allowed: finite weights")
         if before is None or before.weight[path] != plan.weight[path]:
             layer.weight_quantizer.set_range(layer.weight, replace(recipe.weight, bits=plan.weight[path]), symmetric)
-        bits = plan.activation[path]
-        layer.input_quantizer.set_range(None if bits is None else replace(recipe.activation, bits=bits))
         layer.integer_bias = recipe.profile == "deploy"
+        layer.correction = None
+    for name, quantizer in chain.quantizers.items():
+        bits = plan.activation[name] if name in chain.layers else plan.activation.get(name, recipe.activation.bits)
+        spec = None if bits is None else replace(recipe.activation, bits=bits)
+        quantizer.set_range(spec, recipe.kind_of(quantizer.role))

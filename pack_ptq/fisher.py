@@ -30,7 +30,7 @@ def squared_gradient(chain: Chain, unit: Unit, x: Tensor) -> Tensor:
         UserError: No gradient comes through the links after the unit.
     """
     reference = chain.run(x, unit.start)
-    with quantized(chain.layers_of(unit.start, unit.stop).values(), "nearest"):
+    with quantized(chain.operations_of(unit.start, unit.stop), "nearest"):
         output = chain.run(x, unit.start, unit.stop)
     with torch.enable_grad():
         output.requires_grad_()

@@ -84,7 +84,7 @@ class HessianScorer:
         self.num_samples += len(x)
 
     def _add(self, link: int, values: dict[int, Tensor], slope: Tensor | None, label: Tensor | None) -> None:
-        with quantized(self.chain.layers_of(link, link + 1).values(), "nearest"):
+        with quantized(self.chain.operations_of(link, link + 1), "nearest"):
             output = self.chain.run(values[link].detach(), link, link + 1)
         change = output - values[link + 1]
         end = len(self.chain)

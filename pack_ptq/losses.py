@@ -18,11 +18,17 @@ def reconstruction_loss(output: Tensor, target: Tensor, weight: Tensor | None = 
 
 
 def kl_from_full_precision(logits: Tensor, reference: Tensor) -> Tensor:
-    """Give `KL(p_fp || p_q)` per sample, in nats; softmax over axis 1, summed over any further axes (METHOD P1).
+    """Give `KL(p_fp || p_q)` per sample, in nats (METHOD P1).
+
+    With three axes the scores are those of points, as point networks and sequences have them: softmax over the last
+    axis, averaged over points, so that the size does not depend on how many were drawn. With any other number the
+    softmax is over axis 1, and further axes are summed.
 
     Args:
-        logits: Of the quantized network, shape (batch, classes, ...).
+        logits: Of the quantized network, shape (batch, classes), (batch, points, classes) or (batch, classes, height,
+            width).
         reference: Of the full-precision network, the same shape.
     """
-    divergence = F.kl_div(logits.log_softmax(1), reference.log_softmax(1), reduction="none", log_target=True)
-    return divergence.flatten(1).sum(1)
+    axis = 2 if logits.ndim == 3 else 1
+    divergence = F.kl_div(logits.log_softmax(axis), reference.log_softmax(axis), reduction="none", log_target=True)
+    return divergence.sum(2).mean(1) if logits.ndim == 3 else divergence.flatten(1).sum(1)

@@ -71,7 +71,7 @@ def _options(
     for unit, pairs in zip(units, choices, strict=True):
         found = unit.sensitivity
         costs = [0.0 if found is None else found.weight[w] + found.activation[a] for w, a in pairs]
-        spent = [spending(unit_bits(unit.layers, pair, protocol), sizes) for pair in pairs]
+        spent = [spending(unit_bits(unit.layers, pair, protocol, unit.operands), sizes) for pair in pairs]
         options.append(Options(tuple(costs), tuple(spent)))
     return options
 

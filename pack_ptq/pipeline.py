@@ -12,6 +12,7 @@ from pack_ptq.callbacks import BitAssignment, Evaluation, HessianScoring, Observ
 from pack_ptq.datamodules import PTQData
 from pack_ptq.distributed import barrier
 from pack_ptq.graph.chain import Chain
+from pack_ptq.graph.norms import NormSite, find_norms, put_norms, reparameterise, watch_norms
 from pack_ptq.graph.switch import switch
 from pack_ptq.modules.network import WholeNetwork
 from pack_ptq.quant.quantizers import WeightMode
@@ -80,19 +81,21 @@ class Pipeline:
         measured = json.loads(self.folder.measured.read_text()) if self.folder.measured.exists() else {}
         if what not in measured:
             self._say(f"measuring: {what.replace('_', ' ')}")
-            switch(self.chain.layers.values(), weights, activations=weights != "off")
+            switch(self.chain.operations, weights, activations=weights != "off")
             make_trainer(self.hardware, [self.evaluation]).test(WholeNetwork(self.chain), self.data, verbose=False)
             measured[what] = {**self.evaluation.values}
             measured["num_samples"] = self.evaluation.num_samples
             if self.is_first:
                 self.folder.write_json(self.folder.measured, measured)
-            switch(self.chain.layers.values(), "off", activations=False)
+            switch(self.chain.operations, "off", activations=False)
             barrier()
         return measured[what]
 
     def plan(self, scoring: HessianScoring, packing: Packing, bits: BitAssignment) -> Plan:
         """Observe ranges, score blocks, form packs and assign bits, and put the ranges in place."""
-        if not self.folder.calibration.exists():
+        if self.folder.calibration.exists():
+            put_norms(self.chain, self.folder.read_tensors(self.folder.norms))
+        else:
             self._decide(scoring, packing, bits)
         barrier()
         put_ranges_state(self.chain, self.folder.read_tensors(self.folder.calibration))
@@ -100,9 +103,13 @@ class Pipeline:
 
     def _decide(self, scoring: HessianScoring, packing: Packing, bits: BitAssignment) -> None:
         self._say("calibrating ranges")
+        sites = self._norms()
+        watch_norms(self.chain, sites)
         calibration = sum(self._validate([Observation(what)], forward=True) for what in PASSES)
-        layers, recipe = self.chain.layers, self.recipe
-        uniform = BitPlan(dict.fromkeys(layers, recipe.weight.bits), dict.fromkeys(layers, recipe.activation.bits))
+        norms = reparameterise(self.chain, sites, self.recipe.activation.bits)
+        recipe, chain = self.recipe, self.chain
+        weight = dict.fromkeys(chain.layers, recipe.weight.bits)
+        uniform = BitPlan(weight, dict.fromkeys(chain.quantizers, recipe.activation.bits))
         set_ranges(self.chain, uniform, recipe)
         self._say("scoring blocks")
         together: list[L.Callback] = [scoring, packing] if bits.needs_pass else [scoring, packing, bits]
@@ -119,7 +126,14 @@ class Pipeline:
             plan = Plan(scoring.scores, units, bits.plan, shape, seconds, bits.mixed)
             self.folder.write_json(self.folder.plan, plan.to_json())
             self.folder.write_tensors(self.folder.network, rest_state(self.chain))
+            self.folder.write_tensors(self.folder.norms, norms)
             self.folder.write_tensors(self.folder.calibration, ranges_state(self.chain))
+
+    def _norms(self) -> list[NormSite]:
+        if self.recipe.layer_norm == "per_tensor":
+            return []
+        example = torch.randn(2, *self.chain.input_shape, generator=torch.Generator().manual_seed(0))
+        return find_norms(self.chain, example.to(next(self.chain.network.parameters()).device))
 
     def _validate(self, callbacks: list[L.Callback], forward: bool, logger: TensorBoardLogger | None = None) -> float:
         began = time.perf_counter()

@@ -85,7 +85,7 @@ def reconstruct(
     check_granularity(chain, recipe.reconstruction)
     device = next(chain.network.parameters()).device
     finished = {index: result for index in range(len(units)) if (result := load(index)) is not None}
-    switch(chain.layers.values(), "off", activations=False)
+    switch(chain.operations, "off", activations=False)
     progress = RunProgress(units, recipe.steps, enabled=show)
     place = Workplace(hardware or Hardware(), logger, progress)
     results = []
@@ -102,13 +102,13 @@ def reconstruct(
                 of_unit = derived_seed(seed, index, world()[0])
                 result = reconstruct_unit(chain, unit, data, recipe, of_unit, place, label)
                 save(index, unit, result)
-            switch(chain.layers_of(unit.start, unit.stop).values(), "off", activations=False)
+            switch(chain.operations_of(unit.start, unit.stop), "off", activations=False)
             caches.advance(unit)
         assert result is not None
         results.append(result)
         progress.finish(result, is_new=index not in finished)
     progress.close()
-    switch(chain.layers.values(), "hard", activations=True)
+    switch(chain.operations, "hard", activations=True)
     return results
 
 
@@ -135,7 +135,7 @@ class _Caches:
         assert self.target is not None
         if self.weight is not None:
             self.weight.close()
-        with quantized(self.chain.layers_of(unit.start, unit.stop).values(), "hard"):
+        with quantized(self.chain.operations_of(unit.start, unit.stop), "hard"):
             output = self._run(unit, self.quantized)
         for storage in {id(s): s for s in (self.full, self.quantized)}.values():
             storage.close()

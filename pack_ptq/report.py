@@ -8,6 +8,7 @@ import torch
 
 from pack_ptq.bits import average_activation_bits, average_weight_bits
 from pack_ptq.graph.chain import Chain
+from pack_ptq.sensitivity import layer_sizes
 from pack_ptq.types import BitPlan, MixedPrecision, Unit
 
 SCALE_BYTES, ZERO_POINT_BYTES = 4, 1
@@ -15,17 +16,19 @@ SCALE_BYTES, ZERO_POINT_BYTES = 4, 1
 
 def bit_summary(chain: Chain, units: list[Unit], plan: BitPlan) -> dict[str, Any]:
     """Give average bits over the whole network and per unit, weighted by element counts."""
+    sizes = layer_sizes(chain)
+    weights = {path: size.weights for path, size in sizes.items()}
+    inputs = {path: size.inputs for path, size in sizes.items()}
 
-    def averages(layers: list[str]) -> dict[str, float]:
-        weights = {path: chain.layers[path].weight.numel() for path in layers}
-        inputs = {path: chain.layers[path].input_elements for path in layers}
+    def averages(start: int, stop: int) -> dict[str, float]:
+        layers, names = chain.layers_of(start, stop), chain.quantizers_of(start, stop)
         return {
             "weight_average": average_weight_bits({p: plan.weight[p] for p in layers}, weights),
-            "activation_average": average_activation_bits({p: plan.activation[p] for p in layers}, inputs),
+            "activation_average": average_activation_bits({p: plan.activation[p] for p in names}, inputs),
         }
 
-    per_pack = [{"blocks": list(u.blocks), **averages(list(chain.layers_of(u.start, u.stop)))} for u in units]
-    return {**averages(list(chain.layers)), "per_pack": per_pack}
+    per_pack = [{"blocks": list(unit.blocks), **averages(unit.start, unit.stop)} for unit in units]
+    return {**averages(0, len(chain)), "per_pack": per_pack}
 
 
 def mixed_summary(mixed: MixedPrecision | None) -> dict[str, Any]:
@@ -55,8 +58,9 @@ def size_summary(chain: Chain, plan: BitPlan) -> dict[str, int]:
     total = rest = 0
     own = set()
     for layer in chain.layers.values():
-        own |= {id(t) for t in layer.weight_quantizer.buffers()} | {id(layer.weight), id(layer.input_quantizer.scale)}
-        own.add(id(layer.input_quantizer.zero_point))
+        own |= {id(t) for t in layer.weight_quantizer.buffers()} | {id(layer.weight), id(layer.correction)}
+    for quantizer in chain.quantizers.values():
+        own |= {id(t) for t in (*quantizer.parameters(), *quantizer.buffers())}
     rest = sum(t.nbytes for key, t in tensors.items() if key not in own)
     total = rest + sum(layer.weight.nbytes for layer in chain.layers.values())
     packed = 0
@@ -64,7 +68,7 @@ def size_summary(chain: Chain, plan: BitPlan) -> dict[str, int]:
         packed += -(-layer.weight.numel() * plan.weight[path] // 8)
         packed += layer.weight_quantizer.scale.numel() * SCALE_BYTES
         packed += 0 if layer.weight_quantizer.signed else layer.weight_quantizer.scale.numel() * ZERO_POINT_BYTES
-    inputs = {id(layer.input_quantizer) for path, layer in chain.layers.items() if plan.activation[path] is not None}
+    inputs = {id(quantizer) for name, quantizer in chain.quantizers.items() if plan.activation[name] is not None}
     packed += len(inputs) * (SCALE_BYTES + ZERO_POINT_BYTES)
     return {"full_precision": total, "quantized": packed + rest}
 

@@ -76,6 +76,7 @@ class RunFolder:
         self.plan = self.path / "plan.json"
         self.network = self.path / "network.pt"
         self.calibration = self.path / "calibration.pt"
+        self.norms = self.path / "norms.pt"
         self.tuned = self.path / "tuned.pt"
         self.measured = self.path / "measured.json"
         self.report = self.path / "report.json"

@@ -27,6 +27,11 @@ def rate_at_bits(bits: int) -> float:
     return min(1.0, (7 / (2**bits - 1)) ** 2)
 
 
+def curriculum_share(step: int, steps: int, start: float) -> float:
+    """Give the share of the samples to draw from, `min(1, l0 + (1 - l0) t / T)` (AIQViT, METHOD A4)."""
+    return min(1.0, start + (1 - start) * step / max(1, steps))
+
+
 def evaluation_steps(steps: int, count: int) -> set[int]:
     """Give `count` step counts spread over the second half of a fit, its end among them."""
     return {max(1, round(steps * (0.5 + 0.5 * (i + 1) / count))) for i in range(count)}

@@ -2,33 +2,32 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pack_ptq.bits import CANDIDATES, LayerSize, protocol_bits
 from pack_ptq.distributed import all_reduce
 from pack_ptq.errors import UserError
 from pack_ptq.graph.chain import Chain
-from pack_ptq.graph.switch import switch
 from pack_ptq.losses import kl_from_full_precision
-from pack_ptq.quant.layers import QuantizedLayer
 from pack_ptq.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from pack_ptq.types import PackSensitivity, Recipe, Unit
 
 Kind = Literal["weight", "activation"]
-Range = tuple[int | None, Tensor, Tensor]  # bits, scale, zero point
+Quantizer = WeightQuantizer | ActivationQuantizer
+Range = dict[str, Any]  # attributes of a quantizer
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One width for the weights or the inputs of one pack; `layers` are those that the protocol leaves free."""
+    """One width for the weights or the activations of one pack, as far as the protocol leaves them free."""
 
     unit: Unit
     kind: Kind
     width: int
-    layers: list[QuantizedLayer]
+    quantizers: list[Quantizer]
     ranges: list[Range]
 
 
@@ -61,16 +60,21 @@ class SensitivityMeter:
         self._candidates: list[_Candidate] = []
         for unit in self.packs:
             layers = chain.layers_of(unit.start, unit.stop)
-            free = [layer for path, layer in layers.items() if path not in fixed.weight]
+            free: dict[Quantizer, Tensor | None] = {
+                layer.weight_quantizer: layer.weight for path, layer in layers.items() if path not in fixed.weight
+            }
             self._add(unit, "weight", free, weights or CANDIDATES[recipe.weight.bits], recipe)
-            free = [layer for path, layer in layers.items() if path not in fixed.activation]
+            inputs = chain.quantizers_of(unit.start, unit.stop)
+            free = {quantizer: None for name, quantizer in inputs.items() if name not in fixed.activation}
             self._add(unit, "activation", free, activations or CANDIDATES[recipe.activation.bits], recipe)
         self.sums = torch.zeros(len(self._candidates), dtype=torch.float64)
         self.num_samples = 0
 
-    def _add(self, unit: Unit, kind: Kind, layers: list[QuantizedLayer], widths: Sequence[int], recipe: Recipe) -> None:
-        for width in sorted(set(widths)) if layers else [getattr(recipe, kind).bits]:
-            self._candidates.append(_Candidate(unit, kind, width, layers, _ranges(layers, kind, width, recipe)))
+    def _add(
+        self, unit: Unit, kind: Kind, free: dict[Quantizer, Tensor | None], widths: Sequence[int], recipe: Recipe
+    ) -> None:
+        for width in sorted(set(widths)) if free else [getattr(recipe, kind).bits]:
+            self._candidates.append(_Candidate(unit, kind, width, list(free), _ranges(free, width, recipe)))
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
@@ -83,16 +87,14 @@ class SensitivityMeter:
         self.num_samples += len(x)
 
     def _divergence(self, candidate: _Candidate, x: Tensor, reference: Tensor) -> Tensor:
-        if not candidate.layers:
+        if not candidate.quantizers:
             return reference.new_zeros(())
-        quantizers = [_quantizer(layer, candidate.kind) for layer in candidate.layers]
-        before = [_range(quantizer) for quantizer in quantizers]
-        _put(quantizers, candidate.ranges)
-        of_weights = candidate.kind == "weight"
-        switch(candidate.layers, "nearest" if of_weights else "off", activations=not of_weights)
+        before = [_range(quantizer) for quantizer in candidate.quantizers]
+        _put(candidate.quantizers, candidate.ranges)
+        _turn(candidate.quantizers, on=True)
         logits = self.chain.run(x, candidate.unit.start)
-        switch(candidate.layers, "off", activations=False)
-        _put(quantizers, before)
+        _turn(candidate.quantizers, on=False)
+        _put(candidate.quantizers, before)
         return kl_from_full_precision(logits.double(), reference).sum()
 
     def compute(self) -> tuple[PackSensitivity, ...]:
@@ -127,37 +129,47 @@ def measure_sensitivity(
 
 
 def layer_sizes(chain: Chain) -> dict[str, LayerSize]:
-    """Give the counts of every layer, by which bits are averaged and summed."""
-    return {path: LayerSize(la.weight.numel(), la.input_elements, la.macs) for path, la in chain.layers.items()}
+    """Give the counts of every layer and of every operand of a product, by which bits are averaged and summed."""
+    sizes = {path: LayerSize(la.weight.numel(), la.input_elements, la.macs) for path, la in chain.layers.items()}
+    for path, product in chain.products.items():
+        for index, (operand, elements) in enumerate(product.input_elements.items()):
+            sizes[f"{path}.{operand}"] = LayerSize(0, elements, 0 if index else product.macs)
+    return sizes
 
 
-def _quantizer(layer: QuantizedLayer, kind: Kind) -> WeightQuantizer | ActivationQuantizer:
-    return layer.weight_quantizer if kind == "weight" else layer.input_quantizer
-
-
-def _ranges(layers: Sequence[QuantizedLayer], kind: Kind, width: int, recipe: Recipe) -> list[Range]:
-    """Search the ranges for a width, and leave the layers as they were."""
+def _ranges(quantizers: dict[Quantizer, Tensor | None], width: int, recipe: Recipe) -> list[Range]:
+    """Search the ranges for a width, with its weight for each quantizer of weights; leave them as they were."""
     found = []
-    for layer in layers:
-        quantizer = _quantizer(layer, kind)
+    for quantizer, weight in quantizers.items():
         before = _range(quantizer)
-        if isinstance(quantizer, WeightQuantizer):
-            quantizer.set_range(layer.weight, replace(recipe.weight, bits=width), recipe.profile == "deploy")
-        else:
-            quantizer.set_range(replace(recipe.activation, bits=width))
+        if isinstance(quantizer, ActivationQuantizer):
+            quantizer.set_range(replace(recipe.activation, bits=width), recipe.kind_of(quantizer.role))
+        elif weight is not None:
+            quantizer.set_range(weight, replace(recipe.weight, bits=width), recipe.profile == "deploy")
         found.append(_range(quantizer))
         _put([quantizer], [before])
     return found
 
 
-def _range(quantizer: WeightQuantizer | ActivationQuantizer) -> Range:
-    return quantizer.bits, quantizer.scale.data, quantizer.zero_point
-
-
-def _put(quantizers: Sequence[WeightQuantizer | ActivationQuantizer], ranges: Sequence[Range]) -> None:
-    for quantizer, (bits, scale, zero_point) in zip(quantizers, ranges, strict=True):
-        quantizer.bits, quantizer.zero_point = bits, zero_point  # type: ignore[assignment]
+def _turn(quantizers: Sequence[Quantizer], on: bool) -> None:
+    for quantizer in quantizers:
         if isinstance(quantizer, ActivationQuantizer):
-            quantizer.scale.data = scale  # a parameter, which stays the same object
+            quantizer.enabled = on
         else:
-            quantizer.scale = scale
+            quantizer.mode = "nearest" if on else "off"
+
+
+def _range(quantizer: Quantizer) -> Range:
+    common = {"bits": quantizer.bits, "scale": quantizer.scale.data, "zero_point": quantizer.zero_point}
+    if isinstance(quantizer, WeightQuantizer):
+        return common
+    return {**common, "lower": quantizer.lower.data, "kind": quantizer.kind}
+
+
+def _put(quantizers: Sequence[Quantizer], ranges: Sequence[Range]) -> None:
+    for quantizer, values in zip(quantizers, ranges, strict=True):
+        for name, value in values.items():
+            if isinstance(getattr(quantizer, name), nn.Parameter):
+                getattr(quantizer, name).data = value  # a parameter, which stays the same object
+            else:
+                setattr(quantizer, name, value)

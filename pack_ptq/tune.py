@@ -81,8 +81,8 @@ def tune(
 @torch.no_grad()
 def _outputs(chain: Chain, views: Views, rows: int, batch_size: int, budget: MemoryBudget) -> NetworkData:
     """Cache the inputs of all views and what the full-precision network gives for them."""
-    switch(chain.layers.values(), "off", activations=False)
+    switch(chain.operations, "off", activations=False)
     inputs = fill(budget, rows, views, lambda x: x)
     outputs = fill(budget, rows, inputs.batches(batch_size), chain.network)
-    switch(chain.layers.values(), "hard", activations=True)
+    switch(chain.operations, "hard", activations=True)
     return NetworkData(inputs, outputs)

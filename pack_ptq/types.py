@@ -7,6 +7,8 @@ from typing import Any, Literal, Self
 from pack_ptq.errors import refuse
 
 BITS = range(2, 9)
+ActivationKind = Literal["uniform", "focusing", "log_sqrt2"]
+KINDS = ("uniform", "focusing", "log_sqrt2")
 SEEDS = range(2**32)  # as NumPy takes them
 SEEDS_IN_WORDS = f"0 or more, up to {SEEDS[-1]}"
 
@@ -78,6 +80,56 @@ class QuantizerSpec(Record):
 
 
 @dataclass(frozen=True)
+class LowRankSpec(Record):
+    """How the linear layers of a unit are compensated before their weights are rounded (AIQViT, METHOD A2).
+
+    Attributes:
+        ranks: Candidates, of which each layer takes those below both its sizes. Where every layer is left with one,
+            nothing is searched, and the steps of the search fit that one.
+        search_steps: Steps that find each layer's rank, by turns on the candidates and on the choice between them; 0
+            for no compensation.
+        fit_steps: Further steps on the chosen candidates alone.
+        learning_rate: Adam's rate for the candidates, relative to the root mean square of a layer's weights; in the
+            further steps a cosine to 0.
+        alpha_lr: Adam's last rate for the choice, to which it rises linearly from 0.
+        drop_path: Share of the candidates left out of a step on the candidates, in [0, 1).
+        held_out: Share of the samples that only the choice sees while it is searched, above 0 and at most 0.5.
+        order: Whether the compensation is fitted `before` weights are quantized at all, or `joint`, with weights that
+            are rounded to nearest.
+    """
+
+    ranks: tuple[int, ...] = (10, 20, 50, 100, 150)
+    search_steps: int = 0
+    fit_steps: int = 500
+    learning_rate: float = 1e-3
+    alpha_lr: float = 3e-3
+    drop_path: float = 0.2
+    held_out: float = 0.25
+    order: Literal["before", "joint"] = "before"
+
+    def check(self, key: str) -> None:
+        """Refuse values out of range, naming them below `key`.
+
+        Raises:
+            UserError: Ranks are missing, repeated or below 1, a count or rate is too low, a share out of range, or the
+                order is unknown.
+        """
+        _check_choice(f"{key}.order", self.order, ("before", "joint"))
+        if not self.ranks or min(self.ranks) < 1 or len(set(self.ranks)) < len(self.ranks):
+            raise refuse(f"{key}.ranks", list(self.ranks), "one or more different ranks, each 1 or more")
+        for name in ("search_steps", "fit_steps"):
+            if getattr(self, name) < 0:
+                raise refuse(f"{key}.{name}", getattr(self, name), "0 or more")
+        for name in ("learning_rate", "alpha_lr"):
+            if not getattr(self, name) > 0:
+                raise refuse(f"{key}.{name}", getattr(self, name), "above 0")
+        if not 0 <= self.drop_path < 1:
+            raise refuse(f"{key}.drop_path", self.drop_path, "at least 0 and below 1")
+        if not 0 < self.held_out <= 0.5:
+            raise refuse(f"{key}.held_out", self.held_out, "above 0 and at most 0.5")
+
+
+@dataclass(frozen=True)
 class ReconstructionSpec(Record):
     """How one pack is fitted (METHOD P3).
 
@@ -100,6 +152,12 @@ class ReconstructionSpec(Record):
             Fisher information (BRECQ, arXiv 2102.05426).
         granularity: What is fitted at once: a whole `pack`, or its layers one after the other, each with all `steps`
             (AdaRound, arXiv 2004.10568).
+        low_rank: Compensation of linear layers before their weights are rounded.
+        curriculum: Share of the samples, those of the lowest loss, that the first batches are drawn from; it grows
+            linearly to all of them (AIQViT, METHOD A4). In (0, 1]; if not given, all batches are drawn from all.
+        bias_lr: Adam's first rate for corrections of biases, relative to the root mean square of their layer's output
+            error; above 0 they start at its mean (arXiv 1906.04721), at 0 there are none. If not given, 0.01 in units
+            with attention or GELU, whose activations are unlike those that ReLU cuts, and 0 in others.
     """
 
     steps: int | None = None
@@ -116,6 +174,9 @@ class ReconstructionSpec(Record):
     cache_bytes: int = 4 * 2**30
     loss: Literal["mse", "fisher"] = "mse"
     granularity: Literal["pack", "layer"] = "pack"
+    low_rank: LowRankSpec = field(default_factory=LowRankSpec)
+    curriculum: float | None = None
+    bias_lr: float | None = None
 
     def check(self, key: str) -> None:
         """Refuse values out of range, naming them below `key`.
@@ -125,21 +186,24 @@ class ReconstructionSpec(Record):
         """
         _check_choice(f"{key}.loss", self.loss, ("mse", "fisher"))
         _check_choice(f"{key}.granularity", self.granularity, ("pack", "layer"))
+        self.low_rank.check(f"{key}.low_rank")
+        if self.curriculum is not None and not 0 < self.curriculum <= 1:
+            raise refuse(f"{key}.curriculum", self.curriculum, "above 0 and at most 1")
         if self.loss == "fisher" and self.granularity == "layer":
             raise refuse(f"{key}.loss", self.loss, f"mse, or {key}.granularity pack")
-        if self.steps is not None and self.steps < 0:
-            raise refuse(f"{key}.steps", self.steps, "0 or more")
-        for name in ("batch_size", "evaluations", "cache_bytes"):
-            if getattr(self, name) < 1:
-                raise refuse(f"{key}.{name}", getattr(self, name), "1 or more")
+        for name, least in (("steps", 0), ("batch_size", 1), ("evaluations", 1), ("cache_bytes", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise refuse(f"{key}.{name}", value, f"{least} or more")
         for name in ("input_drop", "inner_drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise refuse(f"{key}.{name}", getattr(self, name), "0 to 1")
         if not 0 <= self.penalty_start < 1:
             raise refuse(f"{key}.penalty_start", self.penalty_start, "at least 0 and below 1")
-        for name in ("rounding_lr", "activation_scale_lr", "weight_scale_lr", "penalty_weight"):
-            if not getattr(self, name) >= 0:
-                raise refuse(f"{key}.{name}", getattr(self, name), "0 or more")
+        for name in ("rounding_lr", "activation_scale_lr", "weight_scale_lr", "bias_lr", "penalty_weight"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise refuse(f"{key}.{name}", value, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -208,6 +272,11 @@ class Recipe(Record):
             `tuning.steps` is not: 30, 500 or 2000.
         reconstruction: Settings of the fit.
         tuning: Settings of the last pass over the whole network.
+        layer_norm: `per_tensor` takes the outputs of LayerNorm as they are; `reparameterised` moves a scale and a zero
+            point of every channel into the norm and the layers that read it (RepQ-ViT, METHOD A1).
+        post_softmax: Codes of attention probabilities: `uniform`; `focusing` on a learned part of the range (AIQViT,
+            METHOD A3); `log_sqrt2` in steps of half a bit (RepQ-ViT), which no integer runtime executes.
+        post_gelu: The same for what follows a GELU.
     """
 
     weight: QuantizerSpec = field(default_factory=QuantizerSpec)
@@ -217,10 +286,16 @@ class Recipe(Record):
     budget: Literal["fast", "default", "best"] = "default"
     reconstruction: ReconstructionSpec = field(default_factory=ReconstructionSpec)
     tuning: TuningSpec = field(default_factory=TuningSpec)
+    layer_norm: Literal["per_tensor", "reparameterised"] = "reparameterised"
+    post_softmax: ActivationKind = "focusing"
+    post_gelu: ActivationKind = "uniform"
 
     def __post_init__(self) -> None:
         _check_choice("recipe.protocol", self.protocol, ("first_last_8", "all", "boundary_high"))
         _check_choice("recipe.profile", self.profile, ("paper", "deploy"))
+        _check_choice("recipe.layer_norm", self.layer_norm, ("per_tensor", "reparameterised"))
+        _check_choice("recipe.post_softmax", self.post_softmax, KINDS)
+        _check_choice("recipe.post_gelu", self.post_gelu, KINDS)
         _check_choice("recipe.budget", self.budget, tuple(STEPS))
         self.weight.check("recipe.weight")
         self.activation.check("recipe.activation")
@@ -230,6 +305,11 @@ class Recipe(Record):
             raise refuse("recipe.activation.per_channel", True, "false (runtimes want one scale per tensor)")
         if self.profile == "deploy" and not self.weight.per_channel:
             raise refuse("recipe.weight.per_channel", False, "true with recipe.profile deploy")
+
+    def kind_of(self, role: str) -> ActivationKind:
+        """Give the kind of codes for values that come of `softmax`, of `gelu` or of `any` other operation."""
+        kinds: dict[str, ActivationKind] = {"softmax": self.post_softmax, "gelu": self.post_gelu}
+        return kinds.get(role, "uniform")
 
     @property
     def steps(self) -> int:
@@ -376,12 +456,14 @@ class UnitResult(Record):
     Attributes:
         name: Of the unit.
         blocks: Names of its blocks.
-        steps: Optimisation steps that were made; where layers are fitted alone, of all its layers together.
+        steps: Optimisation steps that were made, on low-rank compensations too; where layers are fitted alone, of all
+            its layers together.
         nearest_loss: Output error with weights rounded to nearest, in the measure of the fit's loss.
         final_loss: Output error with the hard codes that are kept.
         accepted: Whether the fit was better than rounding to nearest; if not, that is kept. Where layers are fitted
             alone this is decided for each, and here it is whether any was better.
         seconds: Time of the fit, caches included.
+        ranks: Of the low-rank compensation that is kept, by layer path.
     """
 
     name: str
@@ -391,6 +473,7 @@ class UnitResult(Record):
     final_loss: float
     accepted: bool
     seconds: float
+    ranks: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

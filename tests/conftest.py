@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from plan_helpers import plan_for
 from torch import Tensor, nn
 
-from pack_ptq import Recipe, inner_links, observe, plan_bits, prepare, set_ranges, tile_units
+from pack_ptq import Recipe, observe, prepare, set_ranges, tile_units
 from pack_ptq.graph.chain import Chain
 from pack_ptq.types import BitPlan, QuantizerSpec, ReconstructionSpec, Unit
 
@@ -87,10 +88,3 @@ def small_units(small_chain: Chain) -> list[Unit]:
 def small_plan(small_chain: Chain, small_recipe: Recipe) -> BitPlan:
     """Give the bits of `small_chain`."""
     return plan_for(small_chain, small_recipe)
-
-
-def plan_for(chain: Chain, recipe: Recipe) -> BitPlan:
-    first, last = inner_links(chain)
-    units = tile_units(chain, [(0, last - first)])
-    layers = [list(chain.layers_of(unit.start, unit.stop)) for unit in units]
-    return plan_bits(layers, [(recipe.weight.bits, recipe.activation.bits)] * len(units), recipe)

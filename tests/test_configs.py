@@ -13,7 +13,7 @@ from e2e_helpers import _one_thread, make_images
 from pack_ptq.callbacks import NoPacking
 from pack_ptq.cli import build_parser, main
 from pack_ptq.configs.shipped import config_file, listing, recipe_file
-from pack_ptq.datamodules import DigitsData, ImageFolderData
+from pack_ptq.datamodules import DigitsData, ImageFolderData, SolidsData
 from pack_ptq.models import ModelSource
 from pack_ptq.types import BITS, Recipe, ReconstructionSpec, TuningSpec
 
@@ -22,6 +22,7 @@ __all__ = ["_one_thread"]
 NAMES = list(listing(recipes=False))
 RECIPES = list(listing(recipes=True))
 HEAVY = ("resnet50", "regnetx_3200m")
+TRANSFORMERS = [f"{kind}_{size}" for kind in ("vit", "deit", "swin") for size in ("tiny", "small", "base")]
 ONE_OF_EACH = ("_w2a4", "cifar10/resnet20_w3a3")  # the others differ in bits only
 
 
@@ -36,7 +37,9 @@ def test_all_networks_of_the_plan_are_there():
         "efficientnet_lite0",
     ):
         assert {f"imagenet/{network}_{bits}" for bits in ("w4a4", "w3a3", "w2a4")} <= set(NAMES)
-    assert "digits_w3a3" in NAMES
+    for network in TRANSFORMERS:
+        assert {f"imagenet/{network}_{bits}" for bits in ("w6a6", "w4a4", "w3a3")} <= set(NAMES)
+    assert {"digits_w3a3", "digits_vit_w4a4"} <= set(NAMES)
 
 
 def chosen_by(*names: str) -> Any:
@@ -50,7 +53,7 @@ def chosen_by(*names: str) -> Any:
 def test_every_config_is_read_and_checks(name):
     chosen = chosen_by(name)
     assert isinstance(chosen.model, ModelSource)
-    assert isinstance(chosen.data, DigitsData | ImageFolderData)
+    assert isinstance(chosen.data, DigitsData | ImageFolderData | SolidsData)
     assert isinstance(chosen.recipe, Recipe)
     title = name.rsplit("/", 1)[-1]
     assert f"w{chosen.recipe.weight.bits}a{chosen.recipe.activation.bits}" in title
@@ -61,6 +64,7 @@ def test_every_config_is_read_and_checks(name):
 def test_recipes_of_the_comparison_are_there():
     names = {name.removeprefix("recipes/") for name in RECIPES}
     assert names >= {"rtn", "adaround", "brecq", "qdrop", "pack_ptq_paper", "pack_ptq_release", "default"}
+    assert names >= {"aiqvit", "pack_ptq_vit", "aiqvit_pack_ptq", "qdrop_vit"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -72,6 +76,7 @@ def test_a_recipe_states_only_the_method_and_states_it_whole(name):
         chosen = getattr(chosen_by("digits_w3a3", name), part)
         assert f"{type(chosen).__module__.rpartition('.')[0]}.{type(chosen).__name__}" == content[part]["class_path"]
         assert set(content[part].get("init_args", {})) == set(inspect.signature(type(chosen)).parameters)
+    assert set(content["recipe"]) >= {"layer_norm", "post_softmax", "post_gelu"}
     fit = content["recipe"]["reconstruction"]
     # Effort is the user's choice, and the penalty's weight belongs to the network.
     free = {"steps", "evaluations", "cache_bytes", "penalty_weight"}
@@ -108,12 +113,16 @@ def test_the_default_recipe_is_what_is_done_if_nothing_is_set():
 def test_two_steps_of_every_recipe_on_digits(name, tmp_path):
     fit = yaml.safe_load(Path(config_file(name)).read_text())["recipe"]["reconstruction"]
     steps = [] if fit.get("steps") == 0 else ["--recipe.reconstruction.steps=2"]
+    is_compensated = fit.get("low_rank", {}).get("search_steps", 0) > 0
+    if is_compensated:
+        steps += [f"--recipe.reconstruction.low_rank.{key}=2" for key in ("search_steps", "fit_steps")]
     is_tuned = name in ("recipes/fast", "recipes/default", "recipes/best")
     last = ["--recipe.tuning.steps=2"] if is_tuned else []
     short = [*steps, *last, "--data.init_args.num_calibration=64"]
     main(["quantize", "--config", "digits_w3a3", "--config", name, *short, f"--run_dir={tmp_path / 'run'}"])
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     expected = {2, 4, 6} if fit.get("granularity") == "layer" else {2} if steps else {0}
+    expected |= {6} if is_compensated else set()  # in the head, which is linear
     assert {unit["steps"] for unit in report["reconstruction"]} == expected, "of single layers, in all"
     assert (report["tuning"] is not None) == is_tuned
     if not steps:
@@ -145,11 +154,20 @@ def marked(name: str) -> object:
     return name if is_fast else pytest.param(name, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", [marked(name) for name in NAMES if name != "digits_w3a3"])
+def is_transformer(name: str) -> bool:
+    return name.rsplit("/", 1)[-1].rpartition("_w")[0] in TRANSFORMERS
+
+
+def of_one_width(name: str) -> bool:
+    return not name.startswith(("digits_", "solids_")) and (name.endswith("w4a4") or not is_transformer(name))
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in NAMES if of_one_width(name)])
 def test_two_steps_per_pack_with_random_weights(name, images, tmp_path, capsys):
     *data, root = images
     of_imagenet = name.startswith("imagenet/")
     extra = ["--model.pretrained=false", "--data.init_args.image_size=64"] if of_imagenet else []
+    extra += ["--model.init_args.img_size=64"] if is_transformer(name) else []
     classes = f"--data.init_args.classes={root}/{'classes' if of_imagenet else 'ten'}.txt"
     # The search for weight ranges would take most of the time, and is the same for every network.
     short = [

@@ -28,7 +28,19 @@ FLOORS = [
     ],
     ["modules", "models", "trainers", "runs"],
     ["callbacks", "datamodules", "configs"],
-    ["reconstruct", "reconstruct_unit", "tune", "report", "describe", "pipeline", "api", "comparison", "compare"],
+    [
+        "bias_correction",
+        "compensation",
+        "reconstruct",
+        "reconstruct_unit",
+        "tune",
+        "report",
+        "describe",
+        "pipeline",
+        "api",
+        "comparison",
+        "compare",
+    ],
     ["parse_errors", "commands", "cli", "__main__"],
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}

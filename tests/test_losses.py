@@ -57,6 +57,13 @@ def test_kl_is_per_sample_and_sums_over_positions() -> None:
         assert value.item() == pytest.approx(sum(map(divergence, a, b)))
 
 
+def test_kl_of_points_is_averaged_over_them() -> None:
+    logits, reference = torch.randn(2, 5, 3).double(), torch.randn(2, 5, 3).double()
+    for sample, value in enumerate(kl_from_full_precision(logits, reference)):
+        pairs = zip(logits[sample].tolist(), reference[sample].tolist(), strict=True)
+        assert value.item() == pytest.approx(sum(divergence(a, b) for a, b in pairs) / 5)
+
+
 def test_kl_of_extreme_logits_is_finite() -> None:
     value = kl_from_full_precision(torch.tensor([[0.0, 500.0]]), torch.tensor([[500.0, 0.0]]))
     assert value.item() == pytest.approx(500.0)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import plan_for
+from plan_helpers import plan_for
 from torch import Tensor, nn
 
 from pack_ptq import Hardware, Recipe, UserError, observe, prepare, reconstruct, set_ranges, tile_units

@@ -153,7 +153,7 @@ def test_half_written_files_are_cleared(whole, tmp_path, monkeypatch):
 def test_finished_units_are_not_fitted_again(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         # identity, config, full precision, plan, network, calibration, nearest, then the units
-        kill_at_replace(patch, 7 + 2, after=True)
+        kill_at_replace(patch, 8 + 2, after=True)
         with pytest.raises(Killed):
             run(tmp_path / "run")
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "packs").iterdir()}
@@ -269,7 +269,7 @@ def test_kill_9_while_a_pack_is_fitted(tmp_path):
 
 def test_every_tensor_file_loads_with_weights_only(whole_tuned):
     files = list(whole_tuned.rglob("*.pt"))
-    assert len(files) == UNITS + 3
+    assert len(files) == UNITS + 4
     for path in files:
         torch.load(path, weights_only=True)
 

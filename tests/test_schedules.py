@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pack_ptq.schedules import cosine_to_zero, evaluation_steps, penalty_beta, rate_at_bits
+from pack_ptq.schedules import cosine_to_zero, curriculum_share, evaluation_steps, penalty_beta, rate_at_bits
 from pack_ptq.types import ReconstructionSpec
 
 SPEC = ReconstructionSpec()
@@ -60,6 +60,16 @@ def test_evaluations_lie_in_the_second_half_and_at_the_end(steps: int, count: in
 def test_evaluations_by_hand() -> None:
     assert evaluation_steps(1000, 4) == {625, 750, 875, 1000}
     assert evaluation_steps(1, 4) == {1}
+
+
+@given(st.integers(1, 5000), st.floats(0.01, 1))
+def test_curriculum_grows_to_everything(steps: int, start: float) -> None:
+    shares = [curriculum_share(step, steps, start) for step in range(0, steps + 1, max(1, steps // 20))]
+    assert shares[0] == pytest.approx(start)
+    assert shares == sorted(shares)
+    assert curriculum_share(steps, steps, start) == pytest.approx(1)
+    assert curriculum_share(2 * steps, steps, start) == pytest.approx(1)
+    assert curriculum_share(3, 4, 0.5) == 0.875
 
 
 def test_tuning_rates_fall_with_the_variance_of_the_rounding_error() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from pack_ptq import QuantizerSpec, Recipe, UserError, measure_sensitivity, observe, prepare, set_ranges, tile_units
 from pack_ptq.bits import plan_bits, protocol_bits
@@ -92,10 +93,10 @@ def test_nothing_is_left_behind(
     with torch.no_grad():
         output = small_chain.network(samples)
     measure_sensitivity(small_chain, [samples], small_units, small_recipe, [2, 3, 8], [2, 8])
-    for path, values in ranges_state(small_chain).items():
-        for name, value in values.items():
-            same = torch.equal(value, before[path][name]) if isinstance(value, Tensor) else value == before[path][name]
-            assert same, (path, name)
+    after, structure = tree_flatten(ranges_state(small_chain))
+    assert structure == tree_flatten(before)[1]
+    for value, earlier in zip(after, tree_leaves(before), strict=True):
+        assert torch.equal(value, earlier) if isinstance(value, Tensor) else value == earlier
     with torch.no_grad():
         assert torch.equal(small_chain.network(samples), output), "all quantizers are off"
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from pack_ptq import observe, plan_bits, prepare, set_ranges
 from pack_ptq.graph.chain import Chain
@@ -62,7 +63,7 @@ def test_units_round_trip(small_network: nn.Module, batches: list[Tensor], tmp_p
     observe(chain, batches)
     set_ranges(chain, plan_bits([list(chain.layers)], [(3, 5)], recipe), recipe)
     put_nearest_codes(chain)
-    result = UnitResult("a..b", ("a", "b"), 10, 2.0, 1.0, True, 0.5)
+    result = UnitResult("a..b", ("a", "b"), 10, 2.0, 1.0, True, 0.5, {"a.fc": 20})
     other = fresh(small_network, batches[0])
     for start in range(len(chain)):
         unit = Unit("pack", chain.names[start : start + 1], start, start + 1)
@@ -161,5 +162,5 @@ def test_rest_holds_norms_that_could_not_be_folded(samples: Tensor) -> None:
 
 def test_layer_state_holds_plain_values_and_tensors(small_chain: Chain) -> None:
     state = layer_state(small_chain.layers["head"])
-    assert (state["bits"], state["input_bits"], state["signed"], state["codes"]) == (8, 8, False, None)
-    assert all(isinstance(v, Tensor | int | bool | None) for v in state.values())
+    assert (state["bits"], state["input"]["bits"], state["signed"], state["codes"]) == (8, 8, False, None)
+    assert all(isinstance(v, Tensor | int | bool | str | None) for v in (tree_leaves(state)))

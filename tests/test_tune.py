@@ -268,9 +268,12 @@ def test_the_best_iterate_is_kept(
     assert len(found) == 1 + SPEC.evaluations
     assert result.accepted == (best > 0)
     assert (result.before, result.after) == pytest.approx((divergences[0], divergences[best]), nan_ok=True)
-    for layer, (scale, input_scale, bias) in zip(chain.layers.values(), found[best], strict=True):
+    weights, activations = found[best]
+    quantizers = {id(quantizer): quantizer for quantizer in chain.quantizers.values()}.values()
+    for quantizer, learned in zip(quantizers, activations, strict=True):
+        assert torch.equal(quantizer.scale, learned["scale"])
+    for layer, (scale, bias) in zip(chain.layers.values(), weights, strict=True):
         assert torch.equal(layer.weight_quantizer.scale, scale)
-        assert torch.equal(layer.input_quantizer.scale, input_scale)
         assert layer.bias is not None
         assert bias is not None
         assert torch.equal(layer.bias, bias)

@@ -13,6 +13,7 @@ from pack_ptq.types import (
     BitPlan,
     BlockScores,
     Hardware,
+    LowRankSpec,
     Plan,
     Preprocessing,
     QuantizerSpec,
@@ -66,6 +67,36 @@ def test_reconstruction_settings(name: str, values: list[float]) -> None:
     for value in values:
         with pytest.raises(UserError, match=rf"recipe\.reconstruction\.{name} is {value}; allowed: "):
             Recipe(reconstruction=ReconstructionSpec(**{name: value}))
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.1, float("nan")])
+def test_curriculum(share: float) -> None:
+    with pytest.raises(UserError, match=rf"reconstruction\.curriculum is {share}; allowed: above 0 and at most 1"):
+        Recipe(reconstruction=ReconstructionSpec(curriculum=share))
+    assert Recipe(reconstruction=ReconstructionSpec(curriculum=1.0)).reconstruction.curriculum == 1
+    assert Recipe().reconstruction.curriculum is None
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("ranks", [(), (0,), (10, -1), (10, 10)]),
+        ("search_steps", [-1]),
+        ("fit_steps", [-1]),
+        ("learning_rate", [0, -1e-3, float("nan")]),
+        ("alpha_lr", [0, float("nan")]),
+        ("drop_path", [-0.1, 1, float("nan")]),
+        ("held_out", [0, 0.51, float("nan")]),
+        ("order", ["after"]),
+    ],
+)
+def test_low_rank_settings(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(UserError, match=rf"recipe\.reconstruction\.low_rank\.{name} is .*; allowed: "):
+            Recipe(reconstruction=ReconstructionSpec(low_rank=LowRankSpec(**{name: value})))
+    ends = LowRankSpec(ranks=(1,), search_steps=1, fit_steps=0, drop_path=0.0, held_out=0.5, order="joint")
+    Recipe(reconstruction=ReconstructionSpec(low_rank=ends))
+    assert Recipe().reconstruction.low_rank.search_steps == 0, "no compensation unless asked for"
 
 
 @pytest.mark.parametrize(("name", "allowed"), [("loss", "mse, fisher"), ("granularity", "pack, layer")])
@@ -171,6 +202,7 @@ PLAN = Plan(
         QuantizerSpec(bits=2, observer="minmax"),
         Hardware("cpu", 2),
         UnitResult("u", "x", 3, 2.0, 1.0, True, 0.1),  # type: ignore[arg-type]
+        UnitResult("u", "x", 3, 2.0, 1.0, True, 0.1, {"u.fc": 20}),  # type: ignore[arg-type]
         TuningResult(400, 0.26, 0.19, True, 7.5),
         TuningSpec(None, 16, 0.0),
     ],

@@ -5,6 +5,7 @@ between them belong together: a residual branch, a dense block, an inception mod
 groups form one block; `group_layers` holds the rules.
 """
 
+import warnings
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -19,12 +20,13 @@ HINT = "override the search with model.blocks, a list or pattern of module names
 
 @dataclass(frozen=True)
 class Element:
-    """One link of the chain: the calls after value `start` up to value `stop`, and the layers among them."""
+    """One link of the chain: the calls after value `start` up to value `stop`, the layers and products among them."""
 
     name: str
     layers: tuple[str, ...]
     start: int
     stop: int
+    products: tuple[str, ...] = ()
 
 
 @dataclass
@@ -70,21 +72,23 @@ def find_chain(trace: Trace, override: str | list[str] | None = None, in_place: 
 
     Args:
         trace: A recording of the network with its quantized layers.
-        override: Names or patterns of modules that are to be blocks, instead of the search.
+        override: Names or patterns of modules that are to be blocks, instead of the search. A network in which data
+            flows past every inner value is one block, also without.
         in_place: As for `find_cuts`.
 
     Raises:
-        UserError: Data flows past every inner value, or the override names something that cannot be a block.
+        UserError: The override names something that cannot be a block.
     """
     cuts = find_cuts(trace, in_place)
     groups = _atoms(trace, cuts)
+    if override is None and len(groups) == 1 and len(groups[0].layers) > PLAIN_BLOCK_LAYERS:
+        warnings.warn(
+            "the network has no inner value that all its data passes through, so all of it is one block", stacklevel=2
+        )
+        override = "."
     if override is not None:
         groups = _merge(groups, _named_blocks(trace, groups, override))
     else:
-        if len(groups) == 1 and len(groups[0].layers) > PLAIN_BLOCK_LAYERS:
-            raise UserError(
-                f"the network has no inner value that all its data passes through, so no chain of blocks; {HINT}"
-            )
         groups = _merge(groups, group_layers(trace, groups))
     return _elements(trace, cuts, groups)
 
@@ -188,7 +192,9 @@ def _elements(trace: Trace, cuts: list[int], groups: list[_Group]) -> list[Eleme
     for group, following in zip(groups, [*groups[1:], None], strict=True):
         stop = trace.output if following is None else _boundary(trace.calls, cuts, group, following)
         name = group.span.path if group.span and group.span.path else "+".join(group.layers) if not group.span else "."
-        elements.append(Element(name, tuple(group.layers), start, stop))
+        called = (call.product for call in trace.calls[start + 1 : stop + 1])
+        products = tuple(dict.fromkeys(product for product in called if product is not None))
+        elements.append(Element(name, tuple(group.layers), start, stop, products))
         start = stop
     return elements
 

@@ -12,6 +12,8 @@ from pack_ptq.errors import UserError
 from pack_ptq.graph.blocks import Element
 from pack_ptq.graph.trace import INPUT, Shape, Trace, call_name
 from pack_ptq.quant.layers import QuantizedLayer
+from pack_ptq.quant.products import QuantizedProduct, operand_quantizers
+from pack_ptq.quant.quantizers import ActivationQuantizer
 
 
 class _ReachedStop(BaseException):  # no Exception, which a network may catch
@@ -66,7 +68,8 @@ class Chain:
         network: The prepared network.
         trace: A recording of it.
         elements: Its links, as `find_chain` gives them.
-        layers: Its quantized layers by path.
+        layers: Its quantized layers by path, in execution order.
+        products: Its quantized products of activations, likewise.
         input_shape: Form of one input sample.
     """
 
@@ -76,10 +79,11 @@ class Chain:
         trace: Trace,
         elements: Sequence[Element],
         layers: Mapping[str, QuantizedLayer],
+        products: Mapping[str, QuantizedProduct],
         input_shape: tuple[int, ...],
     ) -> None:
         self.network, self.trace, self.elements = network, trace, tuple(elements)
-        self.layers = dict(layers)
+        self.layers, self.products = dict(layers), dict(products)
         self.input_shape = input_shape
         self._values = [INPUT, *[element.stop for element in elements]]
 
@@ -94,6 +98,35 @@ class Chain:
     def layers_of(self, start: int, stop: int) -> dict[str, QuantizedLayer]:
         """Give the quantized layers of the links `start..stop-1` by path."""
         return {path: self.layers[path] for element in self.elements[start:stop] for path in element.layers}
+
+    def products_of(self, start: int, stop: int) -> dict[str, QuantizedProduct]:
+        """Give the quantized products of the links `start..stop-1` by path."""
+        return {path: self.products[path] for element in self.elements[start:stop] for path in element.products}
+
+    @property
+    def operations(self) -> list[QuantizedLayer | QuantizedProduct]:
+        """All quantized layers and products."""
+        return self.operations_of(0, len(self))
+
+    def operations_of(self, start: int, stop: int) -> list[QuantizedLayer | QuantizedProduct]:
+        """Give the quantized layers and products of the links `start..stop-1`."""
+        return [*self.layers_of(start, stop).values(), *self.products_of(start, stop).values()]
+
+    @property
+    def quantizers(self) -> dict[str, ActivationQuantizer]:
+        """The quantizers of all activations, by name."""
+        return self.quantizers_of(0, len(self))
+
+    def quantizers_of(self, start: int, stop: int) -> dict[str, ActivationQuantizer]:
+        """Give the quantizers of activations of the links `start..stop-1`.
+
+        That of a layer's input has the layer's path as its name, that of a product's operand `path.operand`. Several
+        names may have the same quantizer.
+        """
+        return {
+            **{path: layer.input_quantizer for path, layer in self.layers_of(start, stop).items()},
+            **operand_quantizers(self.products_of(start, stop)),
+        }
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Compute the links `start..stop-1` on boundary `start`.
@@ -127,12 +160,13 @@ class Chain:
         """
         call = next(index for index, call in enumerate(self.trace.calls) if call.layer == path)
         # The value's own call may give several tensors, of which the layer reads one, as after `chunk`.
+        layer = self.layers[path]
         read: list[Tensor] = []
-        handle = self.layers[path].register_forward_pre_hook(lambda layer, args: read.append(args[0]))
+        layer.inputs = read
         try:
             self._replay(x, start, call, ())
         finally:
-            handle.remove()
+            layer.inputs = None
         return read[0]
 
     def _replay(self, x: Tensor, start: int, stop: int, wanted: Collection[int]) -> dict[int, Tensor]:

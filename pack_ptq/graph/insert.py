@@ -3,27 +3,26 @@
 from torch import nn
 
 from pack_ptq.errors import UserError
-from pack_ptq.graph.trace import Trace
+from pack_ptq.graph.trace import OPERATIONS, ModuleSpan, Source, Trace
 from pack_ptq.quant.layers import QUANTIZABLE, QuantizedLayer
 from pack_ptq.quant.quantizers import ActivationQuantizer
 
 
-def insert_quantized_layers(network: nn.Module, trace: Trace) -> tuple[dict[str, QuantizedLayer], list[str]]:
+def insert_quantized_layers(network: nn.Module, trace: Trace) -> None:
     """Wrap every quantizable layer that is called; layers that read the same tensor share its quantizer. In place.
+
+    A layer that does not simply multiply its input by its weight, such as a convolution that standardises it, stays.
 
     Args:
         network: In evaluation mode, BatchNorm folded.
         trace: A recording of this network.
 
-    Returns:
-        The quantized layers by path, in execution order, and the paths of layers that no call reaches.
-
     Raises:
-        UserError: There is no layer to quantize.
+        UserError: The network is a layer itself.
     """
     called: dict[nn.Module, int | None] = {}
     for span in trace.spans:
-        if isinstance(span.module, QUANTIZABLE) and span.module not in called:
+        if isinstance(span.module, QUANTIZABLE) and span.module not in called and _is_plain(span, trace):
             called[span.module] = span.input
     readers: dict[int | None, ActivationQuantizer] = {}
     quantized: dict[nn.Module, QuantizedLayer] = {}
@@ -37,13 +36,17 @@ def insert_quantized_layers(network: nn.Module, trace: Trace) -> tuple[dict[str,
         for name, child in list(parent._modules.items()):
             if child in quantized and not isinstance(parent, QuantizedLayer):
                 setattr(parent, name, quantized[child])  # type: ignore[index]
-    if network in quantized:
+    if isinstance(network, QUANTIZABLE):
         raise UserError(f"the network is a single {type(network).__name__}; allowed: a module with layers inside")
-    if not quantized:
-        kinds = ", ".join(kind.__name__ for kind in QUANTIZABLE)
-        raise UserError(f"the network calls no layer that can be quantized; allowed: {kinds}")
-    paths = {id(module): path for path, module in network.named_modules()}
-    layers = {paths[id(quantized[layer])]: quantized[layer] for layer in called}
-    inner = {id(layer) for layer in called}
-    left_out = [p for p, m in network.named_modules() if isinstance(m, QUANTIZABLE) and id(m) not in inner]
-    return layers, left_out
+
+
+def _is_plain(span: ModuleSpan, trace: Trace) -> bool:
+    """Tell whether a layer is one product of its weight and of its input, which at most is padded."""
+    calls = trace.calls[span.first : span.last + 1]
+    products = [call for call in calls if call.name in OPERATIONS]
+    arguments = products[0].arguments if len(products) == 1 else None
+    if arguments is None or arguments.get("weight") is not span.module.weight:
+        return False
+    x = arguments.get("input")
+    padded = isinstance(x, Source) and x.value >= 0 and trace.calls[x.value].name == "pad"
+    return isinstance(x, Source) and span.input in ((x.value, *trace.calls[x.value].inputs) if padded else (x.value,))

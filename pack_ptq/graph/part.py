@@ -9,37 +9,52 @@ from pack_ptq.errors import UserError
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.trace import Shape
 from pack_ptq.quant.layers import QuantizedLayer
+from pack_ptq.quant.products import QuantizedProduct
+from pack_ptq.quant.quantizers import ActivationQuantizer
 from pack_ptq.types import Unit
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some quantized layers and the computation that they are fitted in.
+    """Some quantized operations and the computation that they are fitted in.
 
     Attributes:
         label: Of its curves in TensorBoard.
         layers: By path.
+        products: By path.
         run: Computes the part's output of its input.
         reads_image: Its input is the network's, which is never quantized before it.
     """
 
     label: str
     layers: dict[str, QuantizedLayer]
+    products: dict[str, QuantizedProduct]
     run: Callable[[Tensor], Tensor]
     reads_image: bool = False
+
+    @property
+    def operations(self) -> list[QuantizedLayer | QuantizedProduct]:
+        """All layers and products."""
+        return [*self.layers.values(), *self.products.values()]
+
+    @property
+    def quantizers(self) -> list[ActivationQuantizer]:
+        """Those of activations, each once."""
+        each = {id(q): q for operation in self.operations for q in operation.quantizers.values()}
+        return list(each.values())
 
 
 def unit_part(chain: Chain, unit: Unit, label: str) -> Part:
     """Give a unit as a whole."""
-    layers = chain.layers_of(unit.start, unit.stop)
-    return Part(label, layers, lambda x: chain.run(x, unit.start, unit.stop), reads_image=unit.start == 0)
+    layers, products = chain.layers_of(unit.start, unit.stop), chain.products_of(unit.start, unit.stop)
+    return Part(label, layers, products, lambda x: chain.run(x, unit.start, unit.stop), reads_image=unit.start == 0)
 
 
 def layer_part(chain: Chain, unit: Unit, path: str, label: str) -> Part:
     """Give one layer of a unit; its label ends with its path inside the unit."""
     inside = path.removeprefix(f"{unit.name}.")
     layer = chain.layers[path]
-    return Part(label if path == unit.name else f"{label}/{inside}", {path: layer}, layer)
+    return Part(label if path == unit.name else f"{label}/{inside}", {path: layer}, {}, layer)
 
 
 def layer_rows(chain: Chain, paths: Sequence[str]) -> dict[str, int]:

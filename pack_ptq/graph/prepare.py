@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from pack_ptq.errors import UserError
 from pack_ptq.graph.blocks import HINT, find_chain
 from pack_ptq.graph.chain import Chain
+from pack_ptq.graph.decompose import decompose_attention
 from pack_ptq.graph.fold import fold_batch_norms
 from pack_ptq.graph.insert import insert_quantized_layers
-from pack_ptq.graph.trace import batch_of, trace_network
-from pack_ptq.quant.layers import TRANSPOSED, QuantizedLayer
+from pack_ptq.graph.operations import intercept_operations, note_roles
+from pack_ptq.graph.trace import Trace, batch_of, trace_network
+from pack_ptq.quant.layers import QUANTIZABLE, QuantizedLayer
+from pack_ptq.quant.products import QuantizedProduct
 
 TOLERANCE = 1e-3
 
@@ -24,7 +27,8 @@ class Prepared:
     Attributes:
         chain: Its links; the prepared network is `chain.network`.
         folded: Paths of the BatchNorms that are gone.
-        left_out: Paths of quantizable layers that no call reaches and that stay in full precision.
+        left_out: What stays in full precision: quantizable layers that no call reaches, by path, and operations that
+            no quantizer covers, as `path (call)`.
     """
 
     chain: Chain
@@ -52,20 +56,48 @@ def prepare(network: nn.Module, example: Tensor, blocks: str | list[str] | None 
         if isinstance(getattr(module, "inplace", None), bool):
             module.inplace = False  # type: ignore[assignment]
     example = batch_of(example, 2)
-    untouched = trace_network(network, example)
     with torch.no_grad():
-        expected = network(example)
+        untouched, expected = trace_network(network, example), network(example)
+    if decompose_attention(network, example):
+        untouched = trace_network(network, example)
     folded = fold_batch_norms(network, untouched)
-    layers, left_out = insert_quantized_layers(network, trace_network(network, example))
+    insert_quantized_layers(network, trace_network(network, example))
+    uncovered = intercept_operations(network, trace_network(network, example))
     trace = trace_network(network, example)
-    _note_sizes(network, layers, example)
+    layers, products = _called(network, trace)
+    note_roles(layers, trace)
+    left_out = [*_unreached(network, trace), *uncovered]
+    _note_sizes(network, layers, products, example)
     for in_place in (True, False):
         elements = find_chain(trace, blocks, in_place)
-        chain = Chain(network, trace, elements, layers, tuple(example.shape[1:]))
+        chain = Chain(network, trace, elements, layers, products, tuple(example.shape[1:]))
         if _agrees(chain, example, expected):
             _use_channels_last(chain, example, expected)
             return Prepared(chain, tuple(folded), tuple(left_out))
     raise UserError(f"the network run block by block gives another output than the network itself; {HINT}")
+
+
+def _called(network: nn.Module, trace: Trace) -> tuple[dict[str, QuantizedLayer], dict[str, QuantizedProduct]]:
+    """Give the quantized layers and products by path, in execution order.
+
+    Raises:
+        UserError: There is no layer to quantize.
+    """
+    modules = dict(network.named_modules())
+    layers = {call.layer: modules[call.layer] for call in trace.calls if call.layer is not None}
+    products = {call.product: modules[call.product] for call in trace.calls if call.product is not None}
+    if not layers:
+        kinds = ", ".join(kind.__name__ for kind in QUANTIZABLE)
+        raise UserError(f"the network calls no layer that can be quantized; allowed: {kinds}")
+    return layers, products  # type: ignore[return-value]
+
+
+def _unreached(network: nn.Module, trace: Trace) -> list[str]:
+    """Give the quantizable layers that no call reaches."""
+    reached = {span.module for span in trace.spans}
+    wrapped = {module.layer for module in network.modules() if isinstance(module, QuantizedLayer)}
+    layers = [(path, module) for path, module in network.named_modules() if isinstance(module, QUANTIZABLE)]
+    return [path for path, module in layers if module not in reached and module not in wrapped]
 
 
 def _use_channels_last(chain: Chain, example: Tensor, expected: Tensor) -> None:
@@ -93,24 +125,13 @@ def _agrees(chain: Chain, x: Tensor, expected: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _note_sizes(network: nn.Module, layers: dict, example: Tensor) -> None:
-    """Note how many input elements one sample brings to each layer, and how many multiplications it needs there."""
-    counts = {path: [0, 0] for path in layers}
-
-    def count(path: str, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
-        # Each output element of a convolution is a sum over one filter; in a transposed one, each input element is
-        # spread by one.
-        spread = isinstance(layer.layer, TRANSPOSED)
-        elements = (x if spread else output).numel() // len(example)
-        counts[path][0] += x.numel() // len(example)
-        counts[path][1] += elements * (layer.weight.numel() // max(1, layer.weight.shape[0]))
-
-    handles = [
-        layer.register_forward_hook(lambda layer, args, output, path=path: count(path, layer, args[0], output))
-        for path, layer in layers.items()
-    ]
+def _note_sizes(
+    network: nn.Module, layers: dict[str, QuantizedLayer], products: dict[str, QuantizedProduct], example: Tensor
+) -> None:
+    """Note how many input elements one sample brings to each operation, and its multiplications."""
+    operations: list[QuantizedLayer | QuantizedProduct] = [*layers.values(), *products.values()]
+    for operation in operations:
+        operation.counting = len(example)
     network(example)
-    for handle in handles:
-        handle.remove()
-    for path, layer in layers.items():
-        layer.input_elements, layer.macs = counts[path]
+    for operation in operations:
+        operation.counting = None

@@ -1,25 +1,30 @@
-"""Turn the quantizers of layers on and off."""
+"""Turn the quantizers of layers and products on and off."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from pack_ptq.quant.layers import QuantizedLayer
+from pack_ptq.quant.products import QuantizedProduct
 from pack_ptq.quant.quantizers import WeightMode
 
+Operations = Iterable[QuantizedLayer | QuantizedProduct]
 
-def switch(layers: Iterable[QuantizedLayer], weights: WeightMode, activations: bool) -> None:
+
+def switch(operations: Operations, weights: WeightMode, activations: bool) -> None:
     """Set how weights are computed and whether inputs are quantized."""
-    for layer in layers:
-        layer.weight_quantizer.mode = weights
-        layer.input_quantizer.enabled = activations
+    for operation in operations:
+        if isinstance(operation, QuantizedLayer):
+            operation.weight_quantizer.mode = weights
+        for quantizer in operation.quantizers.values():
+            quantizer.enabled = activations
 
 
 @contextmanager
-def quantized(layers: Iterable[QuantizedLayer], weights: WeightMode) -> Iterator[None]:
+def quantized(operations: Operations, weights: WeightMode) -> Iterator[None]:
     """Quantize weights and inputs inside the `with`, and nothing after it."""
-    layers = list(layers)
-    switch(layers, weights, activations=True)
+    operations = list(operations)
+    switch(operations, weights, activations=True)
     try:
         yield
     finally:
-        switch(layers, "off", activations=False)
+        switch(operations, "off", activations=False)

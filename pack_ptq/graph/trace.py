@@ -4,7 +4,7 @@ The calls are seen by a `TorchFunctionMode`, so any Python control flow is allow
 data. A value is named by the index of the call that made it; the network's input is `INPUT`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,8 +14,24 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pack_ptq.errors import UserError
+from pack_ptq.quant.products import QuantizedProduct
 
 INPUT = -1
+# Calls that multiply two tensors and sum over the products, with the names of their arguments in order.
+MATRIX = ("input", "other")
+FILTER = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+SPREAD = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+OPERATIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("matmul", "__matmul__", "__rmatmul__", "linalg_matmul", "mm", "bmm"), MATRIX),
+    "linear": ("input", "weight", "bias"),
+    **{f"conv{n}d": FILTER for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": SPREAD for n in (1, 2, 3)},
+    **dict.fromkeys(("baddbmm", "addbmm", "addmm"), ("added", "input", "other")),
+    "einsum": ("equation", "input", "other"),
+    "bilinear": ("input", "other", "weight", "bias"),
+    "scaled_dot_product_attention": ("query", "key", "value", "attn_mask", "dropout_p", "is_causal"),
+}
+OTHER_NAMES = {"mat1": "input", "batch1": "input", "mat2": "other", "batch2": "other", "self": "input"}
 # Calls that make Python values of data; a replay with placeholders before them could go another way unseen.
 READS_DATA = {"__bool__", "__float__", "__index__", "__int__", "allclose", "equal", "item", "numpy", "tolist"}
 
@@ -32,6 +48,13 @@ class Shape:
         return tuple(two if two == three else two * batch // 2 for two, three in self.dims)
 
 
+@dataclass(frozen=True)
+class Source:
+    """An argument that depends on the network's input: the value it is, or is one of the tensors of."""
+
+    value: int
+
+
 @dataclass
 class Call:
     """One torch call.
@@ -44,6 +67,8 @@ class Call:
         module: Path of the innermost module that made the call.
         layer: Path of the quantized layer, if the call is one.
         single: It gives one new tensor, which nothing else aliases as an object.
+        product: Path of the quantized product, if the call is one.
+        arguments: Of one of the `OPERATIONS`, by name, with `Source` in place of what depends on the input.
     """
 
     name: str
@@ -53,6 +78,8 @@ class Call:
     module: str
     layer: str | None
     single: bool
+    product: str | None = None
+    arguments: dict[str, Any] | None = None
 
 
 @dataclass
@@ -93,6 +120,14 @@ def call_name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", repr(function))
 
 
+def arguments_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Name the arguments of one of the `OPERATIONS`; nothing if it has more of them than are known."""
+    if len(args) > len(OPERATIONS[name]):
+        return None
+    given = {OTHER_NAMES.get(key, key): value for key, value in kwargs.items()}
+    return dict(zip(OPERATIONS[name], args, strict=False)) | given
+
+
 class _Recorder(TorchFunctionMode):
     def __init__(self, network: nn.Module, x: Tensor) -> None:
         super().__init__()
@@ -122,11 +157,19 @@ class _Recorder(TorchFunctionMode):
             self.values.update({id(t): index for t in changed})
             self.versions += [(index, t, t._version) for t in changed]
         self.alive.append((result, tensors))
-        layer = next((self.paths.get(id(a)) for a in args if isinstance(a, nn.Module)), None)
-        module = self.stack[-1].path if self.stack else ""
+        name, module = call_name(func), self.stack[-1].path if self.stack else ""
+        operation = next((a for a in args if isinstance(a, nn.Module)), None)
+        path = None if operation is None else self.paths.get(id(operation))
+        layer, product = (None, path) if isinstance(operation, QuantizedProduct) else (path, None)
         single = isinstance(result, Tensor) and not aliased
-        self.trace.calls.append(Call(call_name(func), inputs, kind, result, module, layer, single))
+        call = Call(name, inputs, kind, result, module, layer, single, product)
+        if inputs and name in OPERATIONS:
+            call.arguments = tree_map(self._source, arguments_of(name, args, kwargs or {}))
+        self.trace.calls.append(call)
         return result
+
+    def _source(self, argument: Any) -> Any:
+        return Source(self.values[id(argument)]) if id(argument) in self.values else argument
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         source = next((self.values.get(id(a)) for a in args if isinstance(a, Tensor)), None)
@@ -163,6 +206,10 @@ def _record(network: nn.Module, x: Tensor) -> Trace:
     return recorder.trace
 
 
+def _names(trace: Trace) -> list[str]:
+    return [call.name for call in trace.calls]
+
+
 def batch_of(x: Tensor, size: int) -> Tensor:
     """Give the first `size` samples of `x`, repeated if there are fewer."""
     return torch.cat([x] * -(-size // len(x)))[:size]
@@ -180,12 +227,14 @@ def trace_network(network: nn.Module, example: Tensor) -> Trace:
     """
     try:
         trace, other = (_record(network, batch_of(example, size)) for size in (2, 3))
+        if _names(trace) != _names(other):  # the first pass may have filled caches, as of attention's positions
+            trace, other = (_record(network, batch_of(example, size)) for size in (2, 3))
     except UserError:
         raise
     except Exception as error:
         shape = tuple(batch_of(example, 2).shape)
         raise UserError(f"the network failed on an input of shape {shape}: {type(error).__name__}: {error}") from error
-    if [call.name for call in trace.calls] != [call.name for call in other.calls]:
+    if _names(trace) != _names(other):
         raise UserError(
             "the network's control flow depends on the batch size or the data; allowed: a fixed forward pass"
         )

@@ -1,6 +1,6 @@
 """The reconstruction of one pack: rounding and scales are fitted to cached full-precision outputs (METHOD P3)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from pack_ptq.distributed import all_reduce
 from pack_ptq.graph.part import Part
 from pack_ptq.graph.switch import switch
 from pack_ptq.losses import reconstruction_loss
+from pack_ptq.modules.easy_rows import EasyRows
 from pack_ptq.quant.dropping import random_mask
 from pack_ptq.quant.quantizers import WeightMode
 from pack_ptq.quant.rounding import rounding_penalty, settled
@@ -53,10 +54,28 @@ class PackData:
 
 
 class RandomBatches(IterableDataset):
-    """Whole batches of random rows, or of some of them, drawn from a generator of their own."""
+    """Whole batches of random rows, or of some of them, drawn from a generator of their own.
 
-    def __init__(self, data: PackData, batch_size: int, steps: int, seed: int, among: Tensor | None = None) -> None:
+    Args:
+        data: All rows.
+        batch_size: Rows of a batch; fewer if there are fewer.
+        steps: Number of batches.
+        seed: Of the generator.
+        among: Rows to draw from.
+        easy: Chooses them anew for every batch instead.
+    """
+
+    def __init__(
+        self,
+        data: PackData,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        among: Tensor | None = None,
+        easy: EasyRows | None = None,
+    ) -> None:
         super().__init__()
+        self.easy = easy
         self.data, self.steps = data, steps
         self.among = torch.arange(len(data.target)) if among is None else among
         self.batch_size = min(batch_size, len(self.among))
@@ -66,9 +85,10 @@ class RandomBatches(IterableDataset):
         return self.steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        for _ in range(self.steps):
-            drawn = torch.randperm(len(self.among), generator=self.generator)[: self.batch_size]
-            yield self.data.rows(self.among[drawn])
+        for step in range(self.steps):
+            among = self.among if self.easy is None else self.easy.at(step, self.batch_size)
+            drawn = torch.randperm(len(among), generator=self.generator)[: self.batch_size]
+            yield self.data.rows(among[drawn])
 
 
 @torch.no_grad()
@@ -84,6 +104,18 @@ def output_error(run: Callable[[Tensor], Tensor], data: PackData) -> float:
     return (total / samples).item()
 
 
+@torch.no_grad()
+def row_errors(run: Callable[[Tensor], Tensor], data: PackData) -> Tensor:
+    """Give the reconstruction loss of `run` on each row of the cache, shape (rows,), on the CPU."""
+    errors = []
+    for start in range(0, len(data.target), 64):
+        _, quantized_input, target, *weight = data.rows(slice(start, start + 64))
+        square = (run(quantized_input) - target).square()
+        square = square * weight[0] if weight else square
+        errors.append(square.flatten(1).mean(1).cpu() * target.shape[1])
+    return torch.cat(errors)
+
+
 class PackReconstruction(L.LightningModule):
     """Fits the roundings and scales of one part of the network: a unit of the chain, or a single layer.
 
@@ -94,21 +126,27 @@ class PackReconstruction(L.LightningModule):
         spec: Settings of the fit.
         steps: Number of optimisation steps, which the schedules span.
         seed: Of the random choices of this part and process.
+        errors: Root mean square of every layer's output error, by which rates of bias corrections go.
     """
 
-    def __init__(self, part: Part, spec: ReconstructionSpec, steps: int, seed: int) -> None:
+    def __init__(
+        self, part: Part, spec: ReconstructionSpec, steps: int, seed: int, errors: Sequence[float] = ()
+    ) -> None:
         super().__init__()
+        self.errors = errors
         self.part, self.spec, self.steps, self.seed = part, spec, steps, seed
-        self.layers = list(part.layers.values())
-        self.borrowed = nn.ModuleList(self.layers)  # by which Lightning and DDP see the variables
+        self.layers, self.quantizers = list(part.layers.values()), part.quantizers
+        self.borrowed = nn.ModuleList(part.operations)  # by which Lightning and DDP see the variables
         self.label = part.label
         self.last_penalty = 0.0
         self._own: torch.Generator | None = None
         for layer in self.layers:
-            layer.weight_quantizer.begin_fit(layer.weight, learn_scale=spec.weight_scale_lr > 0)
-            quantizer = layer.input_quantizer
-            quantizer.scale.requires_grad_(spec.activation_scale_lr > 0 and quantizer.bits is not None)
-        switch(self.layers, "soft", activations=True)
+            layer.weight_quantizer.begin_fit(layer.compensated_weight, learn_scale=spec.weight_scale_lr > 0)
+            if layer.correction is not None:
+                layer.correction.requires_grad_(bool(spec.bias_lr))
+        for quantizer in self.quantizers:
+            quantizer.learn(spec.activation_scale_lr > 0)
+        switch(part.operations, "soft", activations=True)
 
     def train(self, mode: bool = True) -> "PackReconstruction":
         """Stay in evaluation mode: the network is trained, and norms that could not be folded must not move."""
@@ -122,9 +160,8 @@ class PackReconstruction(L.LightningModule):
 
     @property
     def activation_scales(self) -> list[nn.Parameter]:
-        """Scales of the inputs that are learned, each once."""
-        scales = {id(layer.input_quantizer): layer.input_quantizer.scale for layer in self.layers}
-        return [scale for scale in scales.values() if scale.requires_grad]
+        """Scales of activations that are learned."""
+        return [quantizer.scale for quantizer in self.quantizers if quantizer.scale.requires_grad]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One Adam with a group per kind of variable; the rates of scales fall as a cosine."""
@@ -138,9 +175,12 @@ class PackReconstruction(L.LightningModule):
             ([f for f in factors if f is not None], self.spec.weight_scale_lr, cosine),
         ]
         # Scales differ by orders of magnitude (8 bits beside 3, small activations), so their rates are relative.
-        for scale in self.activation_scales:
-            rate = self.spec.activation_scale_lr * scale.item()
-            groups.append(([scale], rate, cosine))
+        for quantizer in self.quantizers:
+            learned = [p for p in (quantizer.scale, quantizer.lower) if p.requires_grad]
+            groups.append((learned, self.spec.activation_scale_lr * quantizer.scale.item(), cosine))
+        for layer, error in zip(self.layers, self.errors, strict=bool(self.errors)):
+            if layer.correction is not None and self.spec.bias_lr:
+                groups.append(([layer.correction], self.spec.bias_lr * error, cosine))
         groups = [group for group in groups if group[0]]
         optimizer = torch.optim.Adam([{"params": params, "lr": rate} for params, rate, _ in groups])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [factor for _, _, factor in groups])
@@ -156,8 +196,8 @@ class PackReconstruction(L.LightningModule):
         self._set_drop(self.spec.inner_drop)
 
     def _set_drop(self, share: float) -> None:
-        for layer in self.layers:
-            layer.input_quantizer.drop, layer.input_quantizer.generator = share, self._own
+        for quantizer in self.quantizers:
+            quantizer.drop, quantizer.generator = share, self._own
 
     def training_step(self, batch: tuple[Tensor, ...], index: int) -> Tensor:
         """Give reconstruction loss plus rounding penalty, on an input that mixes both paths (QDrop)."""
@@ -176,15 +216,24 @@ class PackReconstruction(L.LightningModule):
     @contextmanager
     def _hard(self, weights: WeightMode) -> Iterator[None]:
         self._set_drop(0.0)
-        switch(self.layers, weights, activations=True)
+        switch(self.part.operations, weights, activations=True)
         yield
-        switch(self.layers, "soft", activations=True)
+        switch(self.part.operations, "soft", activations=True)
         self._set_drop(self.spec.inner_drop)
 
     def hard_loss(self, data: PackData, weights: WeightMode = "settled") -> float:
         """Give the output error with hard codes; see `output_error`."""
         with self._hard(weights):
             return output_error(self.part.run, data)
+
+    def hard_errors(self, data: PackData) -> Tensor:
+        """Give the output error of every row with the codes that the fit has reached; see `row_errors`."""
+        with self._hard("settled"):
+            return row_errors(self.part.run, data)
+
+    def corrections(self) -> list[Tensor | None]:
+        """Give a copy of every layer's correction of its bias."""
+        return [None if layer.correction is None else layer.correction.detach().clone() for layer in self.layers]
 
     def settled_share(self) -> float:
         """Give the share of roundings within 0.05 of 0 or 1."""
@@ -195,10 +244,20 @@ class PackReconstruction(L.LightningModule):
         self._set_drop(0.0)
         for layer in self.layers:
             layer.weight_quantizer.end_fit()
-            layer.input_quantizer.generator = None
-            layer.input_quantizer.scale.requires_grad_(False)
+            if layer.correction is not None:
+                layer.correction.requires_grad_(False)
+        for quantizer in self.quantizers:
+            quantizer.generator = None
+            quantizer.learn(False)
 
 
-def loader(data: PackData, batch_size: int, steps: int, seed: int, among: Tensor | None = None) -> DataLoader:
-    """Give the random batches of a fit as Lightning takes them; `among` names the rows, else they are all."""
-    return DataLoader(RandomBatches(data, batch_size, steps, seed, among), batch_size=None)
+def loader(
+    data: PackData,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    among: Tensor | None = None,
+    easy: EasyRows | None = None,
+) -> DataLoader:
+    """Give the random batches of a fit as Lightning takes them; for the arguments see `RandomBatches`."""
+    return DataLoader(RandomBatches(data, batch_size, steps, seed, among, easy), batch_size=None)

@@ -15,7 +15,7 @@ from pack_ptq.modules.reconstruction import PackData
 from pack_ptq.schedules import cosine_to_zero, rate_at_bits
 from pack_ptq.types import Recipe, TuningSpec
 
-Learned = tuple[Tensor, Tensor, Tensor | None]
+Learned = tuple[list[tuple[Tensor, Tensor | None]], list[dict[str, Tensor]]]
 
 
 class NetworkData(PackData):
@@ -69,14 +69,15 @@ class NetworkTuning(L.LightningModule):
         super().__init__()
         self.chain, self.spec, self.steps, self.bits = chain, spec, steps, bits
         self.layers = list(chain.layers.values())
-        self.borrowed = nn.ModuleList(self.layers)  # by which Lightning and DDP see the variables
+        self.quantizers = list({id(quantizer): quantizer for quantizer in chain.quantizers.values()}.values())
+        self.borrowed = nn.ModuleList(chain.operations)  # by which Lightning and DDP see the variables
         for layer in self.layers:
             layer.weight_quantizer.begin_tuning(spec.weight_scale_lr > 0)
-            quantizer = layer.input_quantizer
-            quantizer.scale.requires_grad_(spec.activation_scale_lr > 0 and quantizer.bits is not None)
             if layer.bias is not None:
                 layer.bias.requires_grad_(spec.bias_lr > 0)
-        switch(self.layers, "hard", activations=True)
+        for quantizer in self.quantizers:
+            quantizer.learn(spec.activation_scale_lr > 0)
+        switch(chain.operations, "hard", activations=True)
 
     def train(self, mode: bool = True) -> "NetworkTuning":
         """Stay in evaluation mode: norms that could not be folded must not move."""
@@ -92,12 +93,13 @@ class NetworkTuning(L.LightningModule):
                     layer.weight_quantizer.log_factor,
                     factor * self.spec.weight_scale_lr,
                 )
-            scale = layer.input_quantizer.scale
-            if scale.requires_grad:
-                groups[id(scale)] = (scale, self.spec.activation_scale_lr * scale.item())
             if layer.bias is not None and layer.bias.requires_grad:
                 size = layer.bias.detach().square().mean().sqrt().item()
                 groups[id(layer.bias)] = (layer.bias, factor * self.spec.bias_lr * size)
+        for quantizer in self.quantizers:
+            rate = self.spec.activation_scale_lr * quantizer.scale.item()
+            learned = [p for p in (quantizer.scale, quantizer.lower) if p.requires_grad]
+            groups |= {id(variable): (variable, rate) for variable in learned}
         optimizer = torch.optim.Adam([{"params": [variable], "lr": rate} for variable, rate in groups.values()])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_to_zero(step, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -118,25 +120,26 @@ class NetworkTuning(L.LightningModule):
         total, samples = all_reduce(sums)
         return (total / samples).item()
 
-    def learned(self) -> list[Learned]:
-        """Give weight scale, activation scale and bias of every layer, as they are now."""
-        return [
+    def learned(self) -> Learned:
+        """Give weight scale and bias of every layer, and what is learned of activations, as they are now."""
+        weights = [
             (
                 layer.weight_quantizer.learned_scale().detach().clone(),
-                layer.input_quantizer.scale.detach().clone(),
                 None if layer.bias is None else layer.bias.detach().clone(),
             )
             for layer in self.layers
         ]
+        return weights, [quantizer.learned() for quantizer in self.quantizers]
 
-    def end(self, kept: list[Learned]) -> None:
+    def end(self, kept: Learned) -> None:
         """Keep one of the iterates that `learned` gave, as plain numbers."""
-        for layer, (scale, input_scale, bias) in zip(self.layers, kept, strict=True):
+        weights, activations = kept
+        for layer, (scale, bias) in zip(self.layers, weights, strict=True):
             device = layer.weight.device
             layer.weight_quantizer.end_tuning(scale.to(device))
-            layer.input_quantizer.scale.data = input_scale.to(device)
             if layer.bias is not None and bias is not None:
                 layer.bias.data = bias.to(device)
-            layer.input_quantizer.scale.requires_grad_(False)
-            if layer.bias is not None:
                 layer.bias.requires_grad_(False)
+        for quantizer, values in zip(self.quantizers, activations, strict=True):
+            quantizer.put_learned(values)
+            quantizer.learn(False)

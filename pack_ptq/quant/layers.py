@@ -1,5 +1,7 @@
 """A convolution or linear layer that computes with a quantized weight, input and bias."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -15,7 +17,10 @@ def run_quantized(x: Tensor, layer: "QuantizedLayer") -> Tensor:
     """Run a quantized layer; a public function, so that a `TorchFunctionMode` sees the layer as one operation."""
     if has_torch_function_unary(x):
         return handle_torch_function(run_quantized, (x,), x, layer)
-    return layer.compute(x)
+    output = layer.compute(x)
+    if layer.counting is not None:
+        layer.count(x, output, layer.counting)
+    return output
 
 
 class QuantizedLayer(nn.Module):
@@ -28,16 +33,44 @@ class QuantizedLayer(nn.Module):
         input_quantizer: May be shared with other layers that read the same tensor.
 
     Attributes:
+        compensation: Added to the weight before it is quantized, if anything; the full-precision layer lacks it.
+        trial: Weight to compute with as it is, while one is looked for.
+        inputs: Takes what the layer reads at every call, if it is to be kept.
+        correction: Added to the bias where the weight is quantized, if anything, shape (output channels,).
         integer_bias: Round the bias to multiples of (input scale x weight scale), as int32 runtimes do (DEPLOY.md).
+        counting: Samples of a batch whose elements and multiplications are to be noted, if any.
+        input_elements: Of all calls for one sample.
+        macs: The same for multiplications.
     """
+
+    compensation: Tensor | None
 
     def __init__(self, layer: nn.Module, input_quantizer: ActivationQuantizer) -> None:
         super().__init__()
         self.layer = layer
         self.weight_quantizer = WeightQuantizer(channel_axis=1 if isinstance(layer, TRANSPOSED) else 0)
         self.input_quantizer = input_quantizer
+        self.register_buffer("compensation", None, persistent=False)
+        self.trial: Tensor | None = None
+        self.inputs: list[Tensor] | None = None
+        self.correction: nn.Parameter | None = None
         self.integer_bias = False
-        self.input_elements = self.macs = 0  # of one sample
+        self.counting: int | None = None
+        self.input_elements = self.macs = 0
+
+    def __getattr__(self, name: str) -> Any:
+        """Give what the wrapped layer has, since networks ask layers for their kernel size and the like."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer":
+                raise
+            return getattr(self.layer, name)
+
+    @property
+    def quantizers(self) -> dict[str, ActivationQuantizer]:
+        """The quantizer of its one operand, as a `QuantizedProduct` has several; its name is empty."""
+        return {"": self.input_quantizer}
 
     @property
     def weight(self) -> Tensor:
@@ -45,9 +78,22 @@ class QuantizedLayer(nn.Module):
         return self.layer.weight  # type: ignore[return-value]
 
     @property
+    def compensated_weight(self) -> Tensor:
+        """The weight that is quantized."""
+        return self.weight if self.compensation is None else self.weight + self.compensation
+
+    @property
     def bias(self) -> Tensor | None:
         """The full-precision bias."""
         return self.layer.bias  # type: ignore[return-value]
+
+    def count(self, x: Tensor, output: Tensor, samples: int) -> None:
+        """Add what one call reads and multiplies."""
+        # Each output element of a convolution is a sum over one filter; in a transposed one, each input element is
+        # spread by one.
+        elements = (x if isinstance(self.layer, TRANSPOSED) else output).numel() // samples
+        self.input_elements += x.numel() // samples
+        self.macs += elements * (self.weight.numel() // max(1, self.weight.shape[0]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer on `x`, in the shapes of the wrapped layer."""
@@ -55,13 +101,24 @@ class QuantizedLayer(nn.Module):
 
     def compute(self, x: Tensor) -> Tensor:
         """Quantize the input, the weight and the bias as set, and call the wrapped layer with them."""
+        if self.inputs is not None:
+            self.inputs.append(x)
         x = self.input_quantizer(x)
+        if self.trial is not None:
+            return functional_call(self.layer, {"weight": self.trial}, (x,))
         if self.weight_quantizer.mode == "off":
             return self.layer(x)
-        parameters = {"weight": self.weight_quantizer(self.weight)}
-        if self.bias is not None and self._rounds_bias:
-            parameters["bias"] = self.rounded_bias()
+        parameters = {"weight": self.weight_quantizer(self.compensated_weight)}
+        bias = self.corrected_bias()
+        if bias is not None:
+            parameters["bias"] = self.rounded_bias() if self._rounds_bias else bias
         return functional_call(self.layer, parameters, (x,))
+
+    def corrected_bias(self) -> Tensor | None:
+        """Give the bias to compute with beside a quantized weight, before it is rounded."""
+        if self.bias is None or self.correction is None:
+            return self.bias
+        return self.bias + self.correction
 
     @property
     def _rounds_bias(self) -> bool:
@@ -69,7 +126,7 @@ class QuantizedLayer(nn.Module):
 
     def rounded_bias(self) -> Tensor:
         """Give the bias as int32 multiples of `s_x s_w`; transposed grouped layers keep theirs, for scales repeat."""
-        bias = self.bias
+        bias = self.corrected_bias()
         assert bias is not None
         step = (self.weight_quantizer.learned_scale() * self.input_quantizer.scale).reshape(-1).detach()
         if step.numel() not in (1, bias.numel()):

@@ -13,11 +13,14 @@ from pack_ptq.quant.affine import (
     fake_quantize,
     quantize,
 )
+from pack_ptq.quant.channel_observer import ChannelObserver
 from pack_ptq.quant.dropping import random_mask
+from pack_ptq.quant.focusing import focusing_bounds, focusing_quantize
+from pack_ptq.quant.log_sqrt2 import log_sqrt2_quantize, log_sqrt2_scale
 from pack_ptq.quant.observers import ActivationObserver
 from pack_ptq.quant.ranges import weight_range
 from pack_ptq.quant.rounding import rounding_start, soft_rounding
-from pack_ptq.types import QuantizerSpec
+from pack_ptq.types import ActivationKind, QuantizerSpec
 
 WeightMode = Literal["off", "nearest", "soft", "settled", "hard"]
 
@@ -128,13 +131,19 @@ class WeightQuantizer(nn.Module):
 
 
 class ActivationQuantizer(nn.Module):
-    """Unsigned affine codes of one tensor, with a scale that can be learned and QDrop's random omission.
+    """Unsigned codes of one tensor, with a scale that can be learned and QDrop's random omission.
 
     Attributes:
+        role: What the values come of, by which a recipe chooses the kind.
+        kind: `uniform` affine codes; `focusing` on a learned part of the range; `log_sqrt2`, in steps of half a bit.
         watching: In which pass of the calibration the input is only looked at, if any.
+        observer: Of all values.
+        channels: Of every channel, where they are to be made alike.
         enabled: Whether values are quantized at all.
         drop: Share of elements that stay as they are, drawn anew at each call (QDrop, arXiv 2203.05740), in [0, 1].
         generator: Source of that choice; it belongs to the fit, so that a resumed run draws the same.
+        scale: Distance of two codes; of the kind `log_sqrt2` the value of code 0 above `lower`.
+        lower: Value of the lowest code of the kind `focusing`; what stands for zero in `log_sqrt2`.
     """
 
     zero_point: Tensor
@@ -142,32 +151,68 @@ class ActivationQuantizer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.bits: int | None = 8
+        self.role: Literal["any", "softmax", "gelu"] = "any"
+        self.kind: ActivationKind = "uniform"
         self.enabled = False
         self.watching: Literal["extremes", "values"] | None = None
         self.observer = ActivationObserver()
+        self.channels: ChannelObserver | None = None
         self.drop = 0.0
         self.generator: torch.Generator | None = None
         self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.lower = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.register_buffer("zero_point", torch.zeros(()))
 
-    def set_range(self, spec: QuantizerSpec | None) -> None:
-        """Choose scale and zero point from what was observed; without a spec the values are never quantized."""
-        self.bits = None if spec is None else spec.bits
-        if spec is not None:
+    @property
+    def is_active(self) -> bool:
+        """Whether it does anything with its input."""
+        return self.watching is not None or (self.enabled and self.bits is not None)
+
+    def set_range(self, spec: QuantizerSpec | None, kind: ActivationKind = "uniform") -> None:
+        """Choose the codes from what was observed; without a spec the values are never quantized."""
+        self.bits, self.kind = None if spec is None else spec.bits, kind
+        if spec is None:
+            return
+        lower = torch.zeros(())
+        if kind == "uniform":
             scale, zero_point = affine_parameters(*self.observer.range(spec), spec.bits, symmetric=False)
-            self.scale.data = scale.to(self.scale)
             self.zero_point = zero_point.to(self.zero_point)
+        elif kind == "focusing":
+            lower, scale = focusing_bounds(*self.observer.counts(), spec.bits)
+        else:
+            lower = self.observer.low.clamp(max=0).float().cpu()
+            scale = log_sqrt2_scale(*self.observer.counts(), spec.bits, lower.item())
+        self.scale.data, self.lower.data = scale.to(self.scale), lower.to(self.lower)
+
+    def learn(self, wanted: bool) -> None:
+        """Let a fit move the scale, and the lower end where there is one, if the values are quantized at all."""
+        wanted = wanted and self.bits is not None
+        self.scale.requires_grad_(wanted)
+        self.lower.requires_grad_(wanted and self.kind == "focusing")
+
+    def learned(self) -> dict[str, Tensor]:
+        """Give a copy of what a fit may move."""
+        return {"scale": self.scale.detach().clone(), "lower": self.lower.detach().clone()}
+
+    def put_learned(self, values: dict[str, Tensor]) -> None:
+        """Put back what `learned` gave."""
+        self.scale.data, self.lower.data = values["scale"].to(self.scale), values["lower"].to(self.lower)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give `x` with its elements quantized, or as it is."""
-        if self.watching == "extremes":
-            self.observer.see_extremes(x)
-        elif self.watching == "values":
-            self.observer.see_values(x)
+        for observer in (self.observer, self.channels) if self.watching else ():
+            if observer is not None and self.watching == "extremes":
+                observer.see_extremes(x)
+            elif observer is not None:
+                observer.see_values(x)
         if not self.enabled or self.bits is None:
             return x
-        limits = code_limits(self.bits, signed=False)
-        if not torch.is_grad_enabled() and self.drop == 0:
-            return fake_quantize(x, self.scale, self.zero_point, limits)
         kept = random_mask(x, self.drop, self.generator) if self.drop > 0 else None
+        if self.kind == "focusing":
+            return focusing_quantize(x, self.lower, self.scale, self.bits, kept)
+        if self.kind == "log_sqrt2":
+            return log_sqrt2_quantize(x, self.scale, self.bits, self.lower, kept)
+        limits = code_limits(self.bits, signed=False)
+        if not torch.is_grad_enabled() and kept is None:
+            return fake_quantize(x, self.scale, self.zero_point, limits)
         return LearnedStepQuantize.apply(x, self.scale, self.zero_point, limits, kept)

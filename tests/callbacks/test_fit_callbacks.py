@@ -24,8 +24,12 @@ class Scripted:
         self.losses, self.step = losses, 0
         quantizer = SimpleNamespace(hardened=lambda: (torch.tensor(self.step), torch.tensor(0.5)))
         self.scale = torch.zeros(())
-        self.layers = [SimpleNamespace(weight_quantizer=quantizer, input_quantizer=SimpleNamespace(scale=self.scale))]
+        self.layers = [SimpleNamespace(weight_quantizer=quantizer)]
+        self.quantizers = [SimpleNamespace(learned=lambda: {"scale": self.scale.clone()})]
         self.label = "unit"
+
+    def corrections(self) -> list[Any]:
+        return [None]
 
     def hard_loss(self, data: Any) -> float:
         return self.losses[self.step]
@@ -53,8 +57,8 @@ def watched(losses: list[float], steps: set[int]) -> KeepBest:
 def test_lowest_measured_iterate_is_kept(losses: list[float], steps: set[int], kept: int) -> None:
     best = watched(losses, steps)
     assert best.loss == losses[kept]
-    codes, scale, input_scale = best.kept[0]
-    assert (codes.item(), scale.item(), input_scale.item()) == (kept, 0.5, kept), "a copy of that step"
+    (codes, scale), activation = best.kept[0], best.kept_activations[0]["scale"]
+    assert (codes.item(), scale.item(), activation.item()) == (kept, 0.5, kept), "a copy of that step"
 
 
 def test_nothing_is_kept_of_a_fit_that_broke() -> None:

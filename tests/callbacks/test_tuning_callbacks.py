@@ -30,8 +30,8 @@ def test_the_best_on_held_out_samples_is_kept_and_shown() -> None:
         asked.append((data, count))
         return next(divergences)
 
-    layer = SimpleNamespace(input_quantizer=SimpleNamespace(scale=scale))
-    module: Any = SimpleNamespace(layers=[layer], divergence=divergence, learned=lambda: [len(asked)])
+    quantizer = SimpleNamespace(scale=scale)
+    module: Any = SimpleNamespace(quantizers=[quantizer], divergence=divergence, learned=lambda: [len(asked)])
     logger = SimpleNamespace(log_metrics=lambda metrics, step: points.append((metrics, step)))
     trainer: Any = SimpleNamespace(logger=logger)
     best = KeepBestTuning("data", 7, {2, 4, 6})  # type: ignore[arg-type]

@@ -125,10 +125,10 @@ def test_layers_that_read_the_same_value_share_their_quantizer() -> None:
             y = self.stem(x)
             return self.out(self.left(y) + self.right(y))
 
-    network = Fork().eval()
-    layers, left_out = insert_quantized_layers(network, trace_network(network, X))
+    ready = prepare(Fork(), X)
+    network, layers = ready.chain.network, ready.chain.layers
     assert list(layers) == ["stem", "left", "right", "out"]
-    assert left_out == ["unused"]
+    assert ready.left_out == ("unused",)
     assert layers["left"].input_quantizer is layers["right"].input_quantizer
     assert len({id(layer.input_quantizer) for layer in layers.values()}) == 3
     assert all(isinstance(getattr(network, path), QuantizedLayer) for path in layers)
@@ -138,9 +138,9 @@ def test_layers_that_read_the_same_value_share_their_quantizer() -> None:
 def test_a_layer_in_two_places_is_wrapped_once() -> None:
     layer = nn.Conv2d(3, 3, 1)
     network = nn.Sequential(layer, nn.Sequential(nn.ReLU(), layer))
-    layers, _ = insert_quantized_layers(network, trace_network(network, X))
-    assert list(layers) == ["0"]
-    assert network[0] is network[1][1] is layers["0"]
+    insert_quantized_layers(network, trace_network(network, X))
+    assert isinstance(network[0], QuantizedLayer)
+    assert network[0] is network[1][1]
 
 
 def test_input_elements_count_one_sample_of_every_call() -> None:

@@ -30,6 +30,7 @@ def test_random_weights_on_wish():
 
 
 def test_training_script_writes_one_whole_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     script = runpy.run_path(str(SCRIPT))
     monkeypatch.setitem(script["main"].__globals__, "EPOCHS", 1)
     monkeypatch.setattr(sys, "argv", ["train", "--output", str(tmp_path / "a.safetensors")])
@@ -45,6 +46,7 @@ def test_training_script_writes_one_whole_file(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_training_is_deterministic_and_gives_the_shipped_accuracy(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     monkeypatch.setattr(sys, "argv", ["train", "--output", str(tmp_path / "a.safetensors")])
     threads = torch.get_num_threads()
     try:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pack_ptq.quant.affine import affine_parameters, fake_quantize
 from pack_ptq.quant.quantizers import ActivationQuantizer, WeightQuantizer
-from pack_ptq.types import QuantizerSpec
+from pack_ptq.types import KINDS, ActivationKind, QuantizerSpec
 
 SEEDS = st.integers(0, 2**31)
 SHAPES = st.sampled_from([(6, 4, 3, 3), (5, 7), (4, 1, 3), (3, 2, 2, 2, 2)])
@@ -218,3 +218,83 @@ class TestInputs:
         clipped = fake_quantize(x, quantizer.scale, quantizer.zero_point, (0, 3)).detach()
         low, high = clipped.min(), clipped.max()
         assert (gradient[(y != x) & ((x < low - quantizer.scale) | (x > high + quantizer.scale))] == 0).all()
+
+
+def probabilities(seed: int) -> torch.Tensor:
+    """Give softmax outputs, which crowd near 0."""
+    return torch.softmax(20 * weights(seed, (50, 40)), -1)
+
+
+def of_kind(kind: ActivationKind, bits: int = 3, seed: int = 0) -> ActivationQuantizer:
+    quantizer = input_quantizer(probabilities(seed))
+    quantizer.set_range(QuantizerSpec(bits, "minmax", per_channel=False), kind)
+    return quantizer
+
+
+class TestKinds:
+    @pytest.mark.parametrize("bits", [2, 3, 4])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_each_has_few_values_and_the_special_ones_fit_softmax_better_at_four_bits(
+        self, bits: int, seed: int
+    ) -> None:
+        p, error = probabilities(seed), {}
+        for kind in KINDS:
+            y = of_kind(kind, bits, seed)(p)
+            assert len(y.unique()) <= 2**bits
+            error[kind] = (y - p).square().mean().item()
+        assert error["focusing"] < error["uniform"]
+        assert error["log_sqrt2"] < error["uniform"] or bits < 4
+
+    def test_focusing_is_uniform_between_its_two_ends(self) -> None:
+        p, quantizer = probabilities(0), of_kind("focusing")
+        lower, scale = quantizer.lower.item(), quantizer.scale.item()
+        assert lower >= 0
+        assert lower + 7 * scale <= p.max().item() * (1 + 1e-6)
+        levels = lower + scale * torch.arange(8)
+        expected = levels[(p[..., None] - levels).abs().argmin(-1)]
+        assert torch.allclose(quantizer(p), expected, atol=1e-6)
+
+    def test_log_sqrt2_has_steps_of_half_a_bit_below_its_scale(self) -> None:
+        p, quantizer = probabilities(0), of_kind("log_sqrt2")
+        assert quantizer.lower.item() == 0
+        levels = quantizer.scale.detach() * 2 ** (-0.5 * torch.arange(7))
+        y = quantizer(p)
+        assert (torch.isclose(y[..., None], levels).any(-1) | (y == 0)).all()
+        inside = (p > 1.05 * levels[-1]) & (p < levels[0])
+        assert ((y / p).log2()[inside].abs() <= 0.25 + 1e-5).all()
+
+    def test_log_sqrt2_counts_from_the_lowest_value_below_zero(self) -> None:
+        x = torch.nn.functional.gelu(torch.linspace(-3, 3, 2000))
+        quantizer = input_quantizer(x)
+        quantizer.set_range(QuantizerSpec(4, per_channel=False), "log_sqrt2")
+        assert quantizer.lower.item() == pytest.approx(x.min().item())
+        assert quantizer(x).min().item() == pytest.approx(x.min().item())
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_only_what_the_kind_uses_is_learned(self, kind: ActivationKind) -> None:
+        p, quantizer = probabilities(0), of_kind(kind)
+        quantizer.learn(True)
+        quantizer(p).square().sum().backward()
+        assert quantizer.scale.grad.isfinite()
+        assert quantizer.lower.requires_grad == (kind == "focusing") == (quantizer.lower.grad is not None)
+        quantizer.learn(False)
+        assert not any(parameter.requires_grad for parameter in quantizer.parameters())
+
+    def test_nothing_is_learned_without_bits(self) -> None:
+        quantizer = input_quantizer(probabilities(0), bits=None)
+        quantizer.learn(True)
+        assert not any(parameter.requires_grad for parameter in quantizer.parameters())
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_what_was_learned_is_put_back(self, kind: ActivationKind) -> None:
+        p, quantizer = probabilities(0), of_kind(kind)
+        quantizer.learn(True)
+        before, kept = quantizer(p).detach(), quantizer.learned()
+        parameters = list(quantizer.parameters())
+        optimizer = torch.optim.SGD(parameters, lr=1e-3)
+        (quantizer(p) - 2 * p).square().sum().backward()
+        optimizer.step()
+        assert not torch.equal(quantizer(p), before), "the copy has not moved along"
+        quantizer.put_learned(kept)
+        assert torch.equal(quantizer(p), before)
+        assert all(a is b for a, b in zip(quantizer.parameters(), parameters, strict=True))
