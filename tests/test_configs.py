@@ -39,7 +39,7 @@ def test_all_networks_of_the_plan_are_there():
         assert {f"imagenet/{network}_{bits}" for bits in ("w4a4", "w3a3", "w2a4")} <= set(NAMES)
     for network in TRANSFORMERS:
         assert {f"imagenet/{network}_{bits}" for bits in ("w6a6", "w4a4", "w3a3")} <= set(NAMES)
-    assert {"digits_w3a3", "digits_vit_w4a4"} <= set(NAMES)
+    assert {"digits_w3a3", "digits_vit_w4a4", "solids_w4a4", "solids_parts_w4a4"} <= set(NAMES)
 
 
 def chosen_by(*names: str) -> Any:

@@ -14,6 +14,8 @@ from pack_ptq.models.points import (
     PointNetSegmentation,
     PointTransformer,
     PointTransformerSegmentation,
+    SolidsPartNet,
+    SolidsPointNet,
 )
 from pack_ptq.models.source import ModelSource, load_model
 
@@ -32,5 +34,7 @@ __all__ = [
     "PointNetSegmentation",
     "PointTransformer",
     "PointTransformerSegmentation",
+    "SolidsPartNet",
+    "SolidsPointNet",
     "load_model",
 ]

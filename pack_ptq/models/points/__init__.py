@@ -9,6 +9,7 @@ from pack_ptq.models.points.pointnet import PointNet
 from pack_ptq.models.points.pointnet2 import PointNet2
 from pack_ptq.models.points.pointnet2_segmentation import PointNet2Segmentation
 from pack_ptq.models.points.pointnet_segmentation import PointNetSegmentation
+from pack_ptq.models.points.solids_pointnet import SolidsPartNet, SolidsPointNet
 
 __all__ = [
     "DGCNN",
@@ -20,4 +21,6 @@ __all__ = [
     "PointNetSegmentation",
     "PointTransformer",
     "PointTransformerSegmentation",
+    "SolidsPartNet",
+    "SolidsPointNet",
 ]
