@@ -63,6 +63,7 @@ def test_random_weights_on_wish(kind):
     assert not torch.equal(random, shipped)
 
 
+@pytest.mark.slow
 def test_training_script_writes_two_whole_files(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(SCRIPT.parent)
     script = runpy.run_path(str(SCRIPT))
