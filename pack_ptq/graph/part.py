@@ -40,8 +40,7 @@ class Part:
     @property
     def quantizers(self) -> list[ActivationQuantizer]:
         """Those of activations, each once."""
-        each = {id(q): q for operation in self.operations for q in operation.quantizers.values()}
-        return list(each.values())
+        return list(dict.fromkeys(q for operation in self.operations for q in operation.quantizers.values()))
 
 
 def unit_part(chain: Chain, unit: Unit, label: str) -> Part:

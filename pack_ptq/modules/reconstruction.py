@@ -176,8 +176,7 @@ class PackReconstruction(L.LightningModule):
         ]
         # Scales differ by orders of magnitude (8 bits beside 3, small activations), so their rates are relative.
         for quantizer in self.quantizers:
-            learned = [p for p in (quantizer.scale, quantizer.lower) if p.requires_grad]
-            groups.append((learned, self.spec.activation_scale_lr * quantizer.scale.item(), cosine))
+            groups.append((quantizer.variables, self.spec.activation_scale_lr * quantizer.scale.item(), cosine))
         for layer, error in zip(self.layers, self.errors, strict=bool(self.errors)):
             if layer.correction is not None and self.spec.bias_lr:
                 groups.append(([layer.correction], self.spec.bias_lr * error, cosine))

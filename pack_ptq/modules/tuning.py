@@ -69,7 +69,7 @@ class NetworkTuning(L.LightningModule):
         super().__init__()
         self.chain, self.spec, self.steps, self.bits = chain, spec, steps, bits
         self.layers = list(chain.layers.values())
-        self.quantizers = list({id(quantizer): quantizer for quantizer in chain.quantizers.values()}.values())
+        self.quantizers = list(dict.fromkeys(chain.quantizers.values()))
         self.borrowed = nn.ModuleList(chain.operations)  # by which Lightning and DDP see the variables
         for layer in self.layers:
             layer.weight_quantizer.begin_tuning(spec.weight_scale_lr > 0)
@@ -98,8 +98,7 @@ class NetworkTuning(L.LightningModule):
                 groups[id(layer.bias)] = (layer.bias, factor * self.spec.bias_lr * size)
         for quantizer in self.quantizers:
             rate = self.spec.activation_scale_lr * quantizer.scale.item()
-            learned = [p for p in (quantizer.scale, quantizer.lower) if p.requires_grad]
-            groups |= {id(variable): (variable, rate) for variable in learned}
+            groups |= {id(variable): (variable, rate) for variable in quantizer.variables}
         optimizer = torch.optim.Adam([{"params": [variable], "lr": rate} for variable, rate in groups.values()])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_to_zero(step, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -190,6 +190,11 @@ class ActivationQuantizer(nn.Module):
         self.scale.requires_grad_(wanted)
         self.lower.requires_grad_(wanted and self.kind == "focusing")
 
+    @property
+    def variables(self) -> list[nn.Parameter]:
+        """What `learn` lets a fit move."""
+        return [variable for variable in (self.scale, self.lower) if variable.requires_grad]
+
     def learned(self) -> dict[str, Tensor]:
         """Give a copy of what a fit may move."""
         return {"scale": self.scale.detach().clone(), "lower": self.lower.detach().clone()}
