@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from accuracy import asset_keys
+from asset_keys import asset_keys
 
 CALLBACKS = "pack_ptq.callbacks."
 PACKINGS = {
@@ -51,10 +51,9 @@ def main() -> None:
     arguments, further = parser.parse_known_args()
     recipes = write_recipes(arguments.out / "recipes")
     for config in arguments.configs:
-        keys = [] if config.startswith("digits") else asset_keys(config)
         out = arguments.out / config.replace("/", "-")
         command = [sys.executable, "-m", "pack_ptq", "compare", "--recipes", *recipes, "--seeds", *arguments.seeds]
-        command += [f"--out={out}", "--config", config, *keys, "--recipe.tuning.steps=0", *further]
+        command += [f"--out={out}", "--config", config, *asset_keys(config), "--recipe.tuning.steps=0", *further]
         subprocess.run(command, check=True)
 
 

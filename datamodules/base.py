@@ -80,6 +80,9 @@ class PTQData(L.LightningDataModule, ABC):
     def check_output(self, output: object) -> None:
         """Refuse a network whose output does not fit this task; classification scores `(batch, classes)` here.
 
+        All losses take an output with three axes for `(batch, points, classes)`, and any other for `(batch, classes,
+        ...)`: an override must refuse a network that has them otherwise.
+
         Raises:
             UserError: The output has another form.
         """

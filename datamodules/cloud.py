@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from pack_ptq.datamodules.samples import UNLABELLED
+from pack_ptq.errors import UserError
 
 Up: TypeAlias = Literal["y", "z"]
 
@@ -38,7 +39,7 @@ class CloudFiles(Sequence[Cloud]):
 
     Args:
         files: Paths and labels, in the order of the samples.
-        read: Gives the cloud of a path; raises `UserError` where the file cannot serve.
+        read: Gives the cloud of a path; whatever it raises is a refusal of that file.
         up: Axis that points upward in the files.
     """
 
@@ -50,9 +51,19 @@ class CloudFiles(Sequence[Cloud]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Cloud:  # type: ignore[override]
-        """Read one file."""
+        """Read one file.
+
+        Raises:
+            UserError: It cannot be read; the message names it and says why.
+        """
         path, label = self.files[index]
-        return replace(self.read(path), label=label, up=self.up)
+        try:
+            cloud = self.read(path)
+        except UserError:
+            raise
+        except Exception as error:  # a reader of the user's own may raise anything
+            raise UserError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
+        return replace(cloud, label=label, up=self.up)
 
 
 class CloudArrays(Sequence[Cloud]):

@@ -8,11 +8,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
-def by_point(scores: Tensor, num_parts: int) -> Tensor:
-    """Give scores as `(batch, n, parts)`, also where the network gives `(batch, parts, n)`."""
-    return scores if scores.shape[-1] == num_parts else scores.transpose(1, 2)
-
-
 class PartIoU(Metric):
     """Mean intersection over union (mIoU) of shapes, averaged over all shapes or first over each category.
 
@@ -44,12 +39,12 @@ class PartIoU(Metric):
         """Add shapes.
 
         Args:
-            preds: Scores `(batch, n, parts)` or `(batch, parts, n)`.
+            preds: Scores `(batch, n, parts)`.
             target: Parts `(batch, n)`; all of a shape are its category's.
         """
         categories = self.category_of[target[:, 0]]
         own = self.owns[categories]
-        found = by_point(preds, self.num_parts).masked_fill(~own[:, None], -torch.inf).argmax(-1)
+        found = preds.masked_fill(~own[:, None], -torch.inf).argmax(-1)
         known = torch.arange(self.num_parts, device=target.device)
         predicted, there = found[..., None] == known, target[..., None] == known
         both, either = (predicted & there).sum(1), (predicted | there).sum(1)

@@ -3,6 +3,7 @@
 import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -25,13 +26,15 @@ from pack_ptq.errors import UserError, refuse
 WIDE = 1000.0  # ratio of radii from which one range for all clouds cannot serve
 
 
+@dataclass(eq=False, kw_only=True)
 class PointCloudData(PTQData):
     """Point clouds, prepared once and kept in memory.
 
     A new dataset is a subclass with two methods and a metric: `calibration_clouds`, `test_clouds`, and `labels`, which
-    brings the metrics. Inputs are `(n, 3)` in float32, or with a one-hot category `(n, 3 + categories)` for parts.
+    brings the metrics; `metrics` adds others. Inputs are `(n, 3)` in float32, or with a one-hot category
+    `(n, 3 + categories)` for parts. A subclass with settings of its own is a dataclass too, and keeps these.
 
-    Args:
+    Attributes:
         num_points: Points of a sample, 1 or more; a cloud with fewer gives some of them again.
         sampling: Which points of a larger cloud: its first ones, a random draw, or farthest-point sampling.
         sampling_seed: Of these draws and of those on meshes, 0 to 2^32 - 1.
@@ -50,34 +53,28 @@ class PointCloudData(PTQData):
         UserError: A value is out of range.
     """
 
-    def __init__(
-        self,
-        num_points: int = 1024,
-        sampling: PointSampling = "first",
-        sampling_seed: int = 0,
-        normalize: Normalize = "unit_sphere",
-        up: Up = "y",
-        num_calibration: int | None = 512,
-        calibration_seed: int = 0,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        augment_rotation: float = 10.0,
-        augment_scale: float = 0.1,
-        augment_jitter: float = 0.01,
-        on_corrupt: Literal["refuse", "skip"] = "refuse",
-    ) -> None:
-        super().__init__(batch_size, num_workers)
-        if num_calibration is not None and num_calibration < 1:
-            raise refuse(f"{KEY}.num_calibration", num_calibration, "1 or more, or null for all clouds")
-        if on_corrupt not in ("refuse", "skip"):
-            raise refuse(f"{KEY}.on_corrupt", on_corrupt, "refuse or skip")
-        self.num_points, self.sampling, self.sampling_seed = num_points, sampling, sampling_seed
-        self.normalize, self.up = normalize, up
-        self.preparation = PointPreparation(num_points, sampling, sampling_seed, normalize, up)
-        self.num_calibration, self.calibration_seed, self.on_corrupt = num_calibration, calibration_seed, on_corrupt
-        self.augment_rotation, self.augment_scale = augment_rotation, augment_scale
-        self.augment_jitter = augment_jitter
-        self.augmentation = PointAugmentation(augment_rotation, augment_scale, augment_jitter)
+    num_points: int = 1024
+    sampling: PointSampling = "first"
+    sampling_seed: int = 0
+    normalize: Normalize = "unit_sphere"
+    up: Up = "y"
+    num_calibration: int | None = 512
+    calibration_seed: int = 0
+    batch_size: int = 32
+    num_workers: int = 0
+    augment_rotation: float = 10.0
+    augment_scale: float = 0.1
+    augment_jitter: float = 0.01
+    on_corrupt: Literal["refuse", "skip"] = "refuse"
+
+    def __post_init__(self) -> None:
+        super().__init__(self.batch_size, self.num_workers)
+        if self.num_calibration is not None and self.num_calibration < 1:
+            raise refuse(f"{KEY}.num_calibration", self.num_calibration, "1 or more, or null for all clouds")
+        if self.on_corrupt not in ("refuse", "skip"):
+            raise refuse(f"{KEY}.on_corrupt", self.on_corrupt, "refuse or skip")
+        self.preparation = PointPreparation(self.num_points, self.sampling, self.sampling_seed, self.normalize, self.up)
+        self.augmentation = PointAugmentation(self.augment_rotation, self.augment_scale, self.augment_jitter)
 
     @abstractmethod
     def calibration_clouds(self) -> Sequence[Cloud]:

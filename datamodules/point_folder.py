@@ -1,9 +1,9 @@
 """Clouds and meshes in class folders on disk, or many clouds in one .npz file."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -13,83 +13,40 @@ from pack_ptq.datamodules.cloud_formats import BROKEN, READERS, read_cloud
 from pack_ptq.datamodules.image_listing import class_folders, first_names, read_classes
 from pack_ptq.datamodules.point_clouds import PointCloudData
 from pack_ptq.datamodules.point_labels import ClassLabels, PointLabels
-from pack_ptq.datamodules.point_preparation import Normalize
-from pack_ptq.datamodules.point_sampling import PointSampling
 from pack_ptq.datamodules.samples import UNLABELLED
 from pack_ptq.errors import refuse
 
 IN_ONE_FILE = "an .npz file with `points` (clouds, m, 3) and `labels` (clouds,) in integers"
 
 
+@dataclass(eq=False)
 class PointFolderData(PointCloudData):
     """Clouds (.ply, .off, .npz, .txt) in one sub-folder per class, or all in one .npz file.
 
     Meshes (.off, and .ply with faces) are sampled uniformly by area. What calibrates needs no labels: its clouds may
-    lie directly in the folder, and the file needs no `labels`.
+    lie directly in the folder, and the file needs no `labels`. Paths may be strings.
 
-    Args:
+    Attributes:
         calibration: Folder or .npz file of the calibration clouds.
         test: Folder or .npz file of the test clouds.
         classes: File of class names in label order, one a line; without it, the sorted names of the test folders.
         stored_up: Axis that points upward in the files.
-        num_points: As for `PointCloudData`, and so all that follow.
-        sampling: Which points of a larger cloud: `first`, `random` or `farthest`.
-        sampling_seed: Of the draws of points.
-        normalize: `unit_sphere` or `none`.
-        up: Axis that the network takes for upward.
-        num_calibration: Calibration clouds, 1 or more; without it, all there are.
-        calibration_seed: Decides which clouds calibrate.
-        batch_size: Samples per batch and process, 1 or more.
-        num_workers: Processes that read, prepare and load; 0 does so in the main process.
-        augment_rotation: Largest turn of a further view about the upward axis, in degrees, 0 to 180.
-        augment_scale: Largest change of its size, as a share of it, 0 up to but not including 1.
-        augment_jitter: Standard deviation of its noise, in units of the prepared cloud, 0 or more.
-        on_corrupt: `refuse` to start with clouds that cannot serve, or `skip` them.
 
     Raises:
         UserError: A value is out of range.
     """
 
-    def __init__(
-        self,
-        calibration: Path | str,
-        test: Path | str,
-        classes: Path | str | None = None,
-        stored_up: Up = "y",
-        num_points: int = 1024,
-        sampling: PointSampling = "first",
-        sampling_seed: int = 0,
-        normalize: Normalize = "unit_sphere",
-        up: Up = "y",
-        num_calibration: int | None = 512,
-        calibration_seed: int = 0,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        augment_rotation: float = 10.0,
-        augment_scale: float = 0.1,
-        augment_jitter: float = 0.01,
-        on_corrupt: Literal["refuse", "skip"] = "refuse",
-    ) -> None:
-        super().__init__(
-            num_points,
-            sampling,
-            sampling_seed,
-            normalize,
-            up,
-            num_calibration,
-            calibration_seed,
-            batch_size,
-            num_workers,
-            augment_rotation,
-            augment_scale,
-            augment_jitter,
-            on_corrupt,
-        )
-        if stored_up not in ("y", "z"):
-            raise refuse(f"{KEY}.stored_up", stored_up, "y, z")
-        self.calibration, self.test = Path(calibration), Path(test)
-        self.classes = None if classes is None else Path(classes)
-        self.stored_up = stored_up
+    calibration: Path
+    test: Path
+    classes: Path | None = None
+    stored_up: Up = "y"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stored_up not in ("y", "z"):
+            raise refuse(f"{KEY}.stored_up", self.stored_up, "y, z")
+        self.calibration, self.test = Path(self.calibration), Path(self.test)
+        self.classes = None if self.classes is None else Path(self.classes)
 
     def calibration_clouds(self) -> Sequence[Cloud]:
         """Give the clouds of `calibration`, sorted by path."""

@@ -11,12 +11,13 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from pack_ptq.datamodules.base import KEY
 from pack_ptq.datamodules.classification import check_num_scores
 from pack_ptq.datamodules.cloud import Cloud
 from pack_ptq.datamodules.mean_class_accuracy import MeanClassAccuracy
-from pack_ptq.datamodules.part_iou import PartIoU, by_point
+from pack_ptq.datamodules.part_iou import PartIoU
 from pack_ptq.datamodules.samples import UNLABELLED
-from pack_ptq.errors import UserError
+from pack_ptq.errors import UserError, refuse
 
 REMEDY = "model and data must have the same classes"
 
@@ -120,15 +121,18 @@ class PartLabels(PointLabels):
 
     def loss(self, output: Tensor, label: Tensor) -> Tensor:
         """Give the mean cross-entropy over the points of every cloud."""
-        scores = by_point(output, self.stops[-1]).transpose(1, 2)
-        return F.cross_entropy(scores, label, reduction="none").mean(1)
+        return F.cross_entropy(output.transpose(1, 2), label, reduction="none").mean(1)
 
     def check_output(self, output: object, num_points: int) -> None:
-        """Refuse anything but scores `(batch, n, parts)` or `(batch, parts, n)`."""
-        allowed = {(num_points, self.stops[-1]), (self.stops[-1], num_points)}
-        if not isinstance(output, Tensor) or output.ndim != 3 or tuple(output.shape[1:]) not in allowed:
-            shapes = " or ".join(f"(batch, {a}, {b})" for a, b in sorted(allowed))
-            raise UserError(f"the network's output is {_form(output)}; allowed for parts: {shapes}")
+        """Refuse anything but scores `(batch, n, parts)`, by which all losses and metrics know points from parts."""
+        parts = self.stops[-1]
+        if not isinstance(output, Tensor) or output.ndim != 3 or tuple(output.shape[1:]) != (num_points, parts):
+            is_turned = isinstance(output, Tensor) and tuple(output.shape[1:]) == (parts, num_points)
+            remedy = "; `transpose(1, 2)` at the end of its forward pass gives that" if is_turned else ""
+            allowed = f"(batch, points, parts), which is (batch, {num_points}, {parts})"
+            raise UserError(f"the network's output is {_form(output)}; allowed for parts: {allowed}{remedy}")
+        if num_points == parts:
+            raise refuse(f"{KEY}.num_points", num_points, f"any but {parts}, the number of parts, to tell them apart")
 
 
 def _form(output: object) -> object:

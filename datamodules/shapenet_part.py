@@ -58,12 +58,11 @@ def read_labelled_rows(path: Path) -> Cloud:
     """Read rows of x, y, z, three numbers of the normal, and the part.
 
     Raises:
-        UserError: The file is missing, holds something else than numbers, or has another number of columns.
+        OSError: The file is missing.
+        ValueError: It holds something else than numbers.
+        UserError: It has another number of columns.
     """
-    try:
-        table = read_table(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    table = read_table(path)
     columns = table.shape[1] if table.size else 0
     if columns != COLUMNS:
         raise UserError(f"{path} has {columns} columns; allowed: {COLUMNS} (x, y, z, nx, ny, nz, part)")

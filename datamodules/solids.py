@@ -1,6 +1,7 @@
 """The embedded default for point clouds: solids made up from a seed, without a download."""
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -11,7 +12,6 @@ from pack_ptq.datamodules.cloud import Cloud
 from pack_ptq.datamodules.point_clouds import PointCloudData
 from pack_ptq.datamodules.point_labels import ClassLabels, PartLabels, PointLabels
 from pack_ptq.datamodules.point_preparation import unit_sphere
-from pack_ptq.datamodules.point_sampling import PointSampling
 from pack_ptq.datamodules.solid_classes import SOLIDS
 from pack_ptq.datamodules.solid_surfaces import Random, Surface
 from pack_ptq.errors import refuse
@@ -74,56 +74,32 @@ def _rotation(angle: float, first: int, second: int) -> np.ndarray:
     return rotation
 
 
+@dataclass(eq=False)
 class SolidsData(PointCloudData):
     """Embedded solids in 20 classes, such as cone, mug and chair, in random pose, proportions and noise.
 
-    Args:
+    Of 1024 points each, 2000 calibrate and 600 test.
+
+    Attributes:
         task: `classification`, with a class each, or `parts`, with a part for every point and the class one-hot.
-        num_points: Points of a sample, 1 to 1024.
-        sampling: Which of the 1024 points: `first`, `random` or `farthest`.
-        num_calibration: Calibration clouds from the training split, 1 to 2000.
-        calibration_seed: Decides which clouds calibrate.
-        batch_size: Samples per batch and process, 1 or more.
-        num_workers: Loader processes; 0 loads in the main process.
         augment_rotation: Largest turn of a further view about the upward axis, in degrees, 0 to 180.
-        augment_scale: Largest change of its size, as a share of it, 0 up to but not including 1.
-        augment_jitter: Standard deviation of its noise, in radii, 0 or more.
 
     Raises:
         UserError: A value is out of range.
     """
 
-    def __init__(
-        self,
-        task: Literal["classification", "parts"] = "classification",
-        num_points: int = POINTS,
-        sampling: PointSampling = "first",
-        num_calibration: int = 512,
-        calibration_seed: int = 0,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        augment_rotation: float = 180.0,
-        augment_scale: float = 0.1,
-        augment_jitter: float = 0.01,
-    ) -> None:
-        if task not in ("classification", "parts"):
-            raise refuse(f"{KEY}.task", task, "classification, parts")
-        if not 1 <= num_points <= POINTS:
-            raise refuse(f"{KEY}.num_points", num_points, f"1 to {POINTS}")
-        if not 1 <= num_calibration <= TRAIN_SIZE:
-            raise refuse(f"{KEY}.num_calibration", num_calibration, f"1 to {TRAIN_SIZE}")
-        super().__init__(
-            num_points,
-            sampling,
-            num_calibration=num_calibration,
-            calibration_seed=calibration_seed,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            augment_rotation=augment_rotation,
-            augment_scale=augment_scale,
-            augment_jitter=augment_jitter,
-        )
-        self.task = task
+    task: Literal["classification", "parts"] = "classification"
+    _: KW_ONLY
+    augment_rotation: float = 180.0
+
+    def __post_init__(self) -> None:
+        if self.task not in ("classification", "parts"):
+            raise refuse(f"{KEY}.task", self.task, "classification, parts")
+        if not 1 <= self.num_points <= POINTS:
+            raise refuse(f"{KEY}.num_points", self.num_points, f"1 to {POINTS}")
+        if self.num_calibration is not None and not 1 <= self.num_calibration <= TRAIN_SIZE:
+            raise refuse(f"{KEY}.num_calibration", self.num_calibration, f"1 to {TRAIN_SIZE}, or null for all")
+        super().__post_init__()
 
     def calibration_clouds(self) -> Sequence[Cloud]:
         """Give the training split."""

@@ -2,13 +2,12 @@
 
 import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from pack_ptq.current_folder import make_importable
 from pack_ptq.errors import UserError, refuse
 from pack_ptq.models.construction import accepted_arguments, closest, short
 from pack_ptq.models.loaded import LoadedModel
@@ -35,9 +34,7 @@ def _import(class_path: str) -> Callable:
     module_name, _, name = class_path.rpartition(".")
     if not module_name or not all(part.isidentifier() for part in class_path.split(".")):
         raise refuse("model.class_path", class_path, "package.module.Class")
-    # The console script does not put the current folder on the path, unlike `python file.py`.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    make_importable()
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # importing runs the user's code, which may raise anything

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from pack_ptq.datamodules.part_iou import PartIoU, by_point
+from pack_ptq.datamodules.part_iou import PartIoU
 
 PARTS = [4, 2, 1, 6, 3]
 STARTS = np.cumsum([0, *PARTS])
@@ -65,16 +65,6 @@ def test_by_hand() -> None:
     metric = PartIoU(PARTS, "instance")
     metric.update(scores, target)
     assert metric.compute().item() == pytest.approx((1 + (1 / 2 + 2 / 3) / 2) / 2)
-
-
-@pytest.mark.parametrize("average", NAMES)
-def test_scores_may_come_with_the_points_last(average: Literal["instance", "class"]) -> None:
-    scores, target = shapes(10)
-    first, second = PartIoU(PARTS, average), PartIoU(PARTS, average)
-    first.update(scores, target)
-    second.update(scores.transpose(1, 2), target)
-    assert first.compute() == second.compute()
-    assert torch.equal(by_point(scores.transpose(1, 2), sum(PARTS)), scores)
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric PartIoU was called before")

@@ -2,12 +2,14 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from pack_ptq.api import prepare_for
 from pack_ptq.datamodules import ClassLabels, Cloud, CloudArrays, PartLabels, PointCloudData
 from pack_ptq.describe import describe
 from pack_ptq.errors import UserError
@@ -83,6 +85,25 @@ def test_part_batches() -> None:
     view = data.augment(points, torch.Generator().manual_seed(0))
     assert torch.equal(view[..., 3:], points[..., 3:])
     assert not torch.equal(view, points)
+
+
+class Scores(torch.nn.Module):
+    """Scores of three parts as `(batch, n, parts)`, or as `(batch, parts, n)`."""
+
+    def __init__(self, points_last: bool) -> None:
+        super().__init__()
+        self.layer, self.points_last = torch.nn.Linear(5, 3), points_last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.layer(x)
+        return scores.transpose(1, 2) if self.points_last else scores
+
+
+def test_scores_whose_parts_are_not_last_are_refused_before_work_starts() -> None:
+    data = Parts(num_points=16, num_calibration=8, batch_size=4)
+    prepare_for(Scores(points_last=False), data)
+    with pytest.raises(UserError, match=r"output is \(2, 3, 16\); allowed .*\(batch, 16, 3\); `transpose\(1, 2\)`"):
+        prepare_for(Scores(points_last=True), data)
 
 
 def test_calibration_is_a_seeded_draw_that_only_grows() -> None:
@@ -188,6 +209,23 @@ def test_fingerprint_sees_points_labels_and_settings() -> None:
     variants = [make(), changed, labelled, make(num_points=8), make(up="z"), make(calibration_seed=1)]
     assert len({data.fingerprint() for data in variants}) == len(variants)
     assert make(batch_size=2).fingerprint() == variants[0].fingerprint()
+
+
+@dataclass(eq=False)
+class Scaled(Bolts):
+    """A setting of its own beside those of the base."""
+
+    factor: float
+    num_points: int = field(default=8, kw_only=True)
+
+
+def test_a_subclass_adds_settings_without_repeating_any() -> None:
+    data = Scaled(2.0, num_calibration=12, batch_size=4)
+    data.check()
+    assert inputs(data).shape == (12, 8, 3)
+    described = describe(data)["init_args"]
+    assert (described["factor"], described["num_points"], described["sampling"]) == (2.0, 8, "first")
+    assert Scaled(**described).fingerprint() == data.fingerprint()
 
 
 def test_all_settings_are_written_into_the_configuration() -> None:

@@ -38,7 +38,6 @@ def test_class_loss_and_part_loss_are_one_number_a_cloud() -> None:
     scores, labels = torch.randn(4, 5, 6), torch.randint(6, (4, 5))
     expected = torch.stack([F.cross_entropy(s, t) for s, t in zip(scores, labels, strict=True)])
     torch.testing.assert_close(PARTS.loss(scores, labels), expected)
-    torch.testing.assert_close(PARTS.loss(scores.transpose(1, 2), labels), expected)
 
 
 @pytest.mark.parametrize("label", [-2, 3, 255])
@@ -80,7 +79,6 @@ def test_parts_of_other_categories_are_refused(label: int, parts: list | None, m
 def test_outputs() -> None:
     CLASSES.check_output(torch.zeros(2, 3), 5)
     PARTS.check_output(torch.zeros(2, 5, 6), 5)
-    PARTS.check_output(torch.zeros(2, 6, 5), 5)
     with pytest.raises(UserError, match=r"output is \(2, 5, 3\); allowed for classification: \(batch, classes\)"):
         CLASSES.check_output(torch.zeros(2, 5, 3), 5)
     with pytest.raises(UserError, match="gives 40 scores per sample; allowed: 3, one a class; model and data must"):
@@ -92,6 +90,19 @@ def test_outputs() -> None:
     [(torch.zeros(2, 6), r"\(2, 6\)"), (torch.zeros(2, 4, 6), r"\(2, 4, 6\)"), ([torch.zeros(2, 5, 6)], "list")],
 )
 def test_outputs_that_are_no_scores_of_parts_are_refused(output: object, form: str) -> None:
-    allowed = r"allowed for parts: \(batch, 5, 6\) or \(batch, 6, 5\)"
-    with pytest.raises(UserError, match=f"output is {form}; {allowed}"):
+    allowed = r"allowed for parts: \(batch, points, parts\), which is \(batch, 5, 6\)"
+    with pytest.raises(UserError, match=f"output is {form}; {allowed}$"):
         PARTS.check_output(output, 5)
+
+
+def test_scores_with_the_points_last_are_refused_with_a_remedy() -> None:
+    # Every loss and metric takes the last axis for the parts.
+    with pytest.raises(
+        UserError, match=r"output is \(2, 6, 5\); allowed .*\(batch, 5, 6\); `transpose\(1, 2\)` at the end"
+    ):
+        PARTS.check_output(torch.zeros(2, 6, 5), 5)
+
+
+def test_as_many_points_as_parts_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.init_args\.num_points is 6; allowed: any but 6, the number of parts"):
+        PARTS.check_output(torch.zeros(2, 6, 6), 6)

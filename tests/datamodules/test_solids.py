@@ -94,8 +94,8 @@ def test_calibration_is_a_seeded_draw() -> None:
         ("task", "detection", "classification, parts"),
         ("num_points", 1025, "1 to 1024"),
         ("num_points", 0, "1 to 1024"),
-        ("num_calibration", 0, f"1 to {TRAIN_SIZE}"),
-        ("num_calibration", TRAIN_SIZE + 1, f"1 to {TRAIN_SIZE}"),
+        ("num_calibration", 0, f"1 to {TRAIN_SIZE}, or null for all"),
+        ("num_calibration", TRAIN_SIZE + 1, f"1 to {TRAIN_SIZE}, or null for all"),
     ],
 )
 def test_values_out_of_range_are_refused(key: str, value: Any, allowed: str) -> None:
@@ -107,5 +107,5 @@ def test_values_out_of_range_are_refused(key: str, value: Any, allowed: str) -> 
 def test_networks_for_something_else_are_refused() -> None:
     with pytest.raises(UserError, match="40 scores per sample; allowed: 20"):
         SolidsData().check_output(torch.zeros(2, 40))
-    with pytest.raises(UserError, match=r"allowed for parts: \(batch, 40, 1024\) or \(batch, 1024, 40\)"):
+    with pytest.raises(UserError, match=r"allowed for parts: \(batch, points, parts\), which is \(batch, 1024, 40\)"):
         SolidsData("parts").check_output(torch.zeros(2, 1024, 50))

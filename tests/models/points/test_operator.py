@@ -4,7 +4,7 @@ from torch.overrides import TorchFunctionMode
 from pack_ptq.models.points.ball_query import ball_query
 from pack_ptq.models.points.farthest_point_sampling import farthest_point_sampling
 from pack_ptq.models.points.gathering import gather_points, group_points
-from pack_ptq.models.points.interpolation import interpolate
+from pack_ptq.models.points.interpolation import average_by_distance, interpolate
 from pack_ptq.models.points.knn import knn
 
 
@@ -27,7 +27,7 @@ def test_a_mode_sees_each_operator_as_one_call_by_name():
         group_points(x, centres, neighbours)
         knn(centres, x, 2)
         interpolate(x, centres, centres)
-    operators = (farthest_point_sampling, gather_points, ball_query, group_points, knn, interpolate)
+    operators = (farthest_point_sampling, gather_points, ball_query, group_points, knn, knn, average_by_distance)
     assert mode.names == [operator.__name__ for operator in operators]
 
 
