@@ -3,7 +3,8 @@
 import lightning as L
 
 from pack_ptq.modules.easy_rows import EasyRows
-from pack_ptq.modules.reconstruction import PackData, PackReconstruction
+from pack_ptq.modules.pack_data import PackData
+from pack_ptq.modules.reconstruction import PackReconstruction
 
 
 class Curriculum(L.Callback):

@@ -1,14 +1,15 @@
 """Keep the best iterate of a fit, judged by hard codes."""
 
 import lightning as L
-from torch import Tensor
 
-from pack_ptq.modules.reconstruction import PackData, PackReconstruction
+from pack_ptq.modules.pack_data import PackData
+from pack_ptq.modules.reconstruction import PackReconstruction
 from pack_ptq.modules.tuning import Learned, NetworkTuning
+from pack_ptq.snapshot import Snapshot
 
 
 class KeepBest(L.Callback):
-    """Measures the hardened pack at some steps and keeps the best codes and scales.
+    """Measures the hardened pack at some steps and keeps what the best of them has learned.
 
     Args:
         data: What the pack is fitted to.
@@ -18,9 +19,7 @@ class KeepBest(L.Callback):
     def __init__(self, data: PackData, steps: set[int]) -> None:
         self.data, self.steps = data, steps
         self.loss = float("inf")
-        self.kept: list[tuple[Tensor, Tensor]] = []
-        self.kept_activations: list[dict[str, Tensor]] = []
-        self.kept_corrections: list[Tensor | None] = []
+        self.kept: Snapshot | None = None
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: L.Trainer, module: PackReconstruction, outputs: object, batch: object, batch_idx: int
@@ -32,10 +31,7 @@ class KeepBest(L.Callback):
         if trainer.logger is not None:
             trainer.logger.log_metrics({f"{module.label}/hard_loss": loss}, step=batch_idx)
         if loss < self.loss:
-            self.loss = loss
-            self.kept = [layer.weight_quantizer.hardened() for layer in module.layers]
-            self.kept_activations = [quantizer.learned() for quantizer in module.quantizers]
-            self.kept_corrections = module.corrections()
+            self.loss, self.kept = loss, Snapshot.of(module.part)
 
 
 class KeepBestTuning(L.Callback):

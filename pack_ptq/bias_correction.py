@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pack_ptq.distributed import all_reduce
-from pack_ptq.graph.part import Part
+from pack_ptq.graph.part import Part, layer_inputs
 from pack_ptq.graph.switch import quantized
-from pack_ptq.modules.reconstruction import PackData
+from pack_ptq.modules.pack_data import PackData
 from pack_ptq.quant.layers import QuantizedLayer
 from pack_ptq.types import ReconstructionSpec
 
@@ -77,18 +77,8 @@ def correct_biases(part: Part, data: PackData) -> list[float]:
     errors = [_Errors(layer) for layer in layers]
     for start in range(0, min(SAMPLES, len(data.target)), BATCH):
         with quantized(part.operations, "nearest"):
-            for x, error in _inputs(part, data.rows(slice(start, min(start + BATCH, SAMPLES, len(data.target))))[1]):
-                errors[error].see(x)
+            x = data.rows(slice(start, min(start + BATCH, SAMPLES, len(data.target))))[1]
+            for error, inputs in zip(errors, layer_inputs(part, x), strict=True):
+                for read in inputs:
+                    error.see(read)
     return [error.merge() for error in errors]
-
-
-def _inputs(part: Part, x: Tensor) -> list[tuple[Tensor, int]]:
-    """Run the part and give what every layer reads, with the layer's number."""
-    layers = list(part.layers.values())
-    for layer in layers:
-        layer.inputs = []
-    part.run(x)
-    read = [(x, number) for number, layer in enumerate(layers) for x in layer.inputs or []]
-    for layer in layers:
-        layer.inputs = None
-    return read

@@ -2,40 +2,20 @@
 
 from dataclasses import replace
 
-import lightning as L
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from pack_ptq.graph.part import Part
+from pack_ptq.modules.pack_data import PackData
+from pack_ptq.modules.random_batches import RandomBatches
 from pack_ptq.modules.rank_search import InTurns, RankSearch, split_rows
-from pack_ptq.modules.reconstruction import PackData, RandomBatches
 from pack_ptq.quant.layers import QuantizedLayer
 from pack_ptq.quant.low_rank import LowRankCandidates, ranks_below
 from pack_ptq.trainers import make_trainer
-from pack_ptq.types import Hardware, QuantizerSpec, ReconstructionSpec
+from pack_ptq.types import QuantizerSpec, ReconstructionSpec
 from pack_ptq.views import derived_seed
-
-
-class Ranges:
-    """The ranges that a part has now, to be put back if what a compensation makes of them is no better."""
-
-    def __init__(self, part: Part) -> None:
-        self.part = part
-        self.weights = [(q.scale, q.zero_point) for q in (each.weight_quantizer for each in part.layers.values())]
-        self.activations = [quantizer.learned() for quantizer in part.quantizers]
-        self.corrections = [layer.correction for layer in part.layers.values()]
-
-    def put_back(self) -> None:
-        """Undo everything: the layers then hold their own weights rounded to nearest, as hard codes."""
-        for layer, (scale, zero_point) in zip(self.part.layers.values(), self.weights, strict=True):
-            quantizer = layer.weight_quantizer
-            quantizer.scale, quantizer.zero_point = scale.to(layer.weight.device), zero_point.to(layer.weight.device)
-            quantizer.set_codes(quantizer.nearest_codes(layer.weight), quantizer.scale)
-        for activation, learned in zip(self.part.quantizers, self.activations, strict=True):
-            activation.put_learned(learned)
-        for layer, correction in zip(self.part.layers.values(), self.corrections, strict=True):
-            layer.correction = correction
+from pack_ptq.workplace import Workplace
 
 
 def linear_layers(part: Part) -> dict[str, QuantizedLayer]:
@@ -48,9 +28,7 @@ def compensate(
     data: PackData,
     spec: ReconstructionSpec,
     weight: QuantizerSpec,
-    seed: int,
-    hardware: Hardware,
-    callbacks: list[L.Callback],
+    place: Workplace,
 ) -> dict[str, int]:
     """Search ranks, fit the compensations and leave them with the layers, their weights' ranges set anew.
 
@@ -62,14 +40,12 @@ def compensate(
         data: Cached activations.
         spec: Settings of the fit.
         weight: How ranges of weights are chosen; a layer's bits are its own.
-        seed: Of this part and process.
-        hardware: Where to run.
-        callbacks: Of the fits.
+        place: Where to run; its seed is of this part and process.
 
     Returns:
         The rank of each linear layer by its path.
     """
-    low_rank = spec.low_rank
+    low_rank, seed = spec.low_rank, place.seed
     generator = torch.Generator().manual_seed(derived_seed(seed, "low rank"))
     candidates = {
         path: LowRankCandidates(layer.weight, ranks_below(tuple(layer.weight.shape), low_rank.ranks), generator)
@@ -78,7 +54,8 @@ def compensate(
 
     def fit(steps: int, batches: IterableDataset, name: str) -> None:
         module = RankSearch(part, candidates, low_rank, steps, derived_seed(seed, name, "drop path"))
-        make_trainer(hardware, callbacks, max_steps=steps).fit(module, DataLoader(batches, batch_size=None))
+        trainer = make_trainer(place.hardware, list(place.callbacks), max_steps=steps)
+        trainer.fit(module, DataLoader(batches, batch_size=None))
         module.to(data.target.budget.device)  # Lightning has moved the layers to the CPU
 
     steps = low_rank.fit_steps

@@ -1,11 +1,10 @@
 """Reconstruct the units of a chain one after the other, each on what the ones before it really give."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import Logger
 
 from pack_ptq.cache import MemoryBudget, Storage, fill
 from pack_ptq.callbacks.progress import RunProgress
@@ -14,10 +13,11 @@ from pack_ptq.fisher import fisher_weights
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.part import layer_rows
 from pack_ptq.graph.switch import quantized, switch
-from pack_ptq.modules.reconstruction import PackData
-from pack_ptq.reconstruct_unit import Workplace, reconstruct_unit
-from pack_ptq.types import Hardware, Recipe, ReconstructionSpec, Unit, UnitResult
+from pack_ptq.modules.pack_data import PackData
+from pack_ptq.reconstruct_unit import reconstruct_unit
+from pack_ptq.types import Recipe, ReconstructionSpec, Unit, UnitResult
 from pack_ptq.views import Views, derived_seed
+from pack_ptq.workplace import Workplace
 
 Load = Callable[[int], UnitResult | None]
 Save = Callable[[int, Unit, UnitResult], None]
@@ -55,13 +55,9 @@ def reconstruct(
     units: list[Unit],
     batches: Iterable[Any],
     recipe: Recipe,
-    seed: int = 0,
-    hardware: Hardware | None = None,
-    logger: Logger | None = None,
-    folder: Path | None = None,
+    place: Workplace | None = None,
     load: Load = lambda index: None,
     save: Save = lambda index, unit, result: None,
-    show: bool = False,
 ) -> list[UnitResult]:
     """Reconstruct all units in order; the network then holds hard codes and quantizes its activations.
 
@@ -70,13 +66,9 @@ def reconstruct(
         units: As `tile_units` gives them: they tile the chain.
         batches: Calibration inputs of shape (batch, ...), or pairs of inputs and labels; iterated more than once.
         recipe: What to do with each unit.
-        seed: Of all random choices.
-        hardware: Where the fits run.
-        logger: For TensorBoard.
-        folder: For the memory-mapped files of large caches.
+        place: Where to run.
         load: Puts the codes of a unit in place that an earlier run has finished, and gives its result.
         save: Called with every unit that is newly finished.
-        show: Whether to show progress bars.
 
     Raises:
         UserError: The cache budget is smaller than one batch, the disk is full, a layer cannot be fitted as the recipe
@@ -86,12 +78,13 @@ def reconstruct(
     device = next(chain.network.parameters()).device
     finished = {index: result for index in range(len(units)) if (result := load(index)) is not None}
     switch(chain.operations, "off", activations=False)
-    progress = RunProgress(units, recipe.steps, enabled=show)
-    place = Workplace(hardware or Hardware(), logger, progress)
+    place = place or Workplace()
+    progress = RunProgress(units, recipe.steps, enabled=place.show)
     results = []
     caches = None
     if len(finished) < len(units):
-        caches = _Caches(chain, Views(batches, device), MemoryBudget(recipe.reconstruction.cache_bytes, device, folder))
+        budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, place.folder)
+        caches = _Caches(chain, Views(batches, device), budget)
     for index, unit in enumerate(units):
         progress.begin(unit)
         result = finished.get(index)
@@ -99,8 +92,9 @@ def reconstruct(
             data = caches.open(unit, weighted=result is None and recipe.reconstruction.loss == "fisher")
             if result is None:
                 label = f"{index:02d} {unit.name}"
-                of_unit = derived_seed(seed, index, world()[0])
-                result = reconstruct_unit(chain, unit, data, recipe, of_unit, place, label)
+                of_unit = derived_seed(place.seed, index, world()[0])
+                own = replace(place, seed=of_unit, callbacks=(*place.callbacks, progress))
+                result = reconstruct_unit(chain, unit, data, recipe, own, label)
                 save(index, unit, result)
             switch(chain.operations_of(unit.start, unit.stop), "off", activations=False)
             caches.advance(unit)

@@ -2,11 +2,9 @@
 
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import Logger
 
 from pack_ptq.cache import MemoryBudget, fill
 from pack_ptq.callbacks.keep_best import KeepBestTuning
@@ -15,23 +13,20 @@ from pack_ptq.callbacks.tuning_monitor import TuningMonitor
 from pack_ptq.distributed import world
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
-from pack_ptq.modules.reconstruction import loader
+from pack_ptq.modules.random_batches import loader
 from pack_ptq.modules.tuning import NetworkData, NetworkTuning, check_tuning
 from pack_ptq.schedules import evaluation_steps
 from pack_ptq.trainers import make_trainer
-from pack_ptq.types import Hardware, Recipe, TuningResult
+from pack_ptq.types import Recipe, TuningResult
 from pack_ptq.views import Augment, Views, derived_seed
+from pack_ptq.workplace import Workplace
 
 
 def tune(
     chain: Chain,
     batches: Iterable[Any],
     recipe: Recipe,
-    seed: int = 0,
-    hardware: Hardware | None = None,
-    logger: Logger | None = None,
-    folder: Path | None = None,
-    show: bool = False,
+    place: Workplace | None = None,
     augment: Augment | None = None,
 ) -> TuningResult:
     """Fit scales and biases to the network's own full-precision outputs; what is best on held-out samples is kept.
@@ -40,26 +35,22 @@ def tune(
         chain: The network with hard codes and its biases still in full precision, on the device of the computation.
         batches: Calibration inputs of shape (batch, ...), or pairs of inputs and labels; iterated more than once.
         recipe: Settings and number of steps.
-        seed: Of all random choices.
-        hardware: Where the fit runs.
-        logger: For TensorBoard.
-        folder: For the memory-mapped files of large caches.
-        show: Whether to show a progress bar.
+        place: Where to run.
         augment: Makes further views of the calibration inputs, if the recipe wants them.
 
     Raises:
         UserError: There is nothing to tune, or a single sample; or the cache budget or the disk is too small.
     """
-    began = time.perf_counter()
+    began, place = time.perf_counter(), place or Workplace()
     steps, spec = recipe.tuning_steps, recipe.tuning
     device = next(chain.network.parameters()).device
-    of_process = derived_seed(seed, "tuning", world()[0])
+    of_process = derived_seed(place.seed, "tuning", world()[0])
     sizes = Views(batches).sizes()
     samples = sum(sizes)
     check_tuning(chain, recipe, samples)
     count = min(spec.views, max(2, round(steps * spec.batch_size / samples)))
     views = Views(batches, device, augment, count, of_process)
-    budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, folder)
+    budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, place.folder)
     data = _outputs(chain, views, samples * views.count, sizes[0], budget)
     held_out = max(1, int(samples * spec.held_out))
     module = NetworkTuning(chain, spec, steps, recipe.weight.bits)
@@ -67,8 +58,8 @@ def tune(
     start = samples if views.count > 1 else 0
     best = KeepBestTuning(data, slice(start, start + held_out), evaluation_steps(steps, spec.evaluations))
     best.begin(module)
-    callbacks = [best, TuningMonitor(), StepProgress("tuning", steps, enabled=show)]
-    trainer = make_trainer(hardware or Hardware(), callbacks, logger, max_steps=steps)
+    callbacks = [best, TuningMonitor(), StepProgress("tuning", steps, enabled=place.show), *place.callbacks]
+    trainer = make_trainer(place.hardware, callbacks, place.logger, max_steps=steps)
     rows = torch.arange(len(data.target))
     seen = rows[rows % samples >= held_out]  # every view of a held-out sample is held out
     trainer.fit(module, loader(data, spec.batch_size, steps, of_process, seen))

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from plan_helpers import plan_for
 from torch import Tensor, nn
 
-from pack_ptq import Hardware, QuantizerSpec, Recipe, observe, prepare, reconstruct, set_ranges
+from pack_ptq import Hardware, QuantizerSpec, Recipe, Workplace, observe, prepare, reconstruct, set_ranges
 from pack_ptq.bias_correction import correct_biases
 from pack_ptq.cache import MemoryBudget, fill
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.part import Part, unit_part
 from pack_ptq.graph.switch import quantized, switch
-from pack_ptq.modules.reconstruction import PackData
+from pack_ptq.modules.pack_data import PackData
 from pack_ptq.quant.layers import QuantizedLayer
 from pack_ptq.report import size_summary
 from pack_ptq.states import put_unit_state, unit_state
@@ -194,7 +194,7 @@ def test_int32_bias_includes_the_correction(small_network: nn.Module, samples: T
             continue
         step = layer.weight_quantizer.scale.flatten() * layer.input_quantizer.scale
         steps = (layer.bias + layer.correction) / step  # type: ignore[operator]
-        assert torch.equal(layer.rounded_bias(), steps.round() * step)
+        assert torch.equal(layer.rounded_bias(layer.corrected_bias()), steps.round() * step)
         with quantized([layer], "nearest"):
             left = channel_means(layer, layer.layer(inputs[path]) - layer(inputs[path]))
         assert (left.abs() <= step * 1.001 + 1e-5).all(), "twice half a step: once measured, once rounded"
@@ -203,7 +203,7 @@ def test_int32_bias_includes_the_correction(small_network: nn.Module, samples: T
 def fitted(chain: Chain, units: list[Unit], batches: list[Tensor], recipe: Recipe, **settings: Any) -> Any:
     chain = copy.deepcopy(chain)
     recipe = replace(recipe, reconstruction=replace(recipe.reconstruction, **settings))
-    return chain, reconstruct(chain, units, batches, recipe, hardware=Hardware("cpu"))
+    return chain, reconstruct(chain, units, batches, recipe, Workplace(hardware=Hardware("cpu")))
 
 
 def test_a_fit_with_corrections_is_no_worse(

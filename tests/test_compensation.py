@@ -10,18 +10,20 @@ import torch.nn.functional as F
 from plan_helpers import plan_for
 from torch import Tensor, nn
 
-from pack_ptq import Hardware, observe, prepare, reconstruct, set_ranges, tile_units
+from pack_ptq import Hardware, Workplace, observe, prepare, reconstruct, set_ranges, tile_units
 from pack_ptq.cache import MemoryBudget, fill
-from pack_ptq.compensation import Ranges, compensate
+from pack_ptq.compensation import compensate
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.part import Part
 from pack_ptq.graph.switch import quantized
-from pack_ptq.modules.reconstruction import PackData, output_error
+from pack_ptq.modules.output_error import output_error
+from pack_ptq.modules.pack_data import PackData
 from pack_ptq.quant.layers import QuantizedLayer
 from pack_ptq.quant.quantizers import ActivationQuantizer
+from pack_ptq.snapshot import Snapshot
 from pack_ptq.types import LowRankSpec, QuantizerSpec, Recipe, ReconstructionSpec, UnitResult
 
-CPU = Hardware("cpu")
+PLACE = Workplace(hardware=Hardware("cpu"))
 WEIGHT = QuantizerSpec(bits=4)
 SIZE = 16
 
@@ -56,7 +58,7 @@ def compensated(
     low_rank = LowRankSpec(ranks, search_steps=160, fit_steps=80, learning_rate=2e-2, alpha_lr=3e-2, **settings)
     with quantized([layer], weights):
         before = output_error(layer, data)
-    chosen = compensate(part, data, ReconstructionSpec(low_rank=low_rank), WEIGHT, 0, CPU, [])
+    chosen = compensate(part, data, ReconstructionSpec(low_rank=low_rank), WEIGHT, PLACE)
     with quantized([layer], weights):
         layer.trial = layer.compensated_weight if weights == "off" else None
         after = output_error(layer, data)
@@ -84,16 +86,17 @@ def test_ranges_are_those_of_the_compensated_weight() -> None:
     part, data = planted()
     layer = part.layers["a"]
     layer.weight_quantizer.set_range(layer.weight, QuantizerSpec(bits=5), symmetric=True)
-    ranges = Ranges(part)
+    before = Snapshot.of(part)
     first = layer.weight_quantizer.scale.clone()
     low_rank = LowRankSpec((4,), search_steps=10, fit_steps=0, learning_rate=0.1)
-    compensate(part, data, ReconstructionSpec(low_rank=low_rank), WEIGHT, 0, CPU, [])
+    compensate(part, data, ReconstructionSpec(low_rank=low_rank), WEIGHT, PLACE)
     wanted = copy.deepcopy(layer.weight_quantizer)
     wanted.set_range(layer.weight + layer.compensation, QuantizerSpec(bits=5), symmetric=True)
     assert torch.equal(layer.weight_quantizer.scale, wanted.scale)
     assert (layer.weight_quantizer.bits, layer.weight_quantizer.signed) == (5, True)
     assert not torch.equal(wanted.scale, first)
-    ranges.put_back()
+    layer.compensation = None
+    before.put_back(part)
     assert torch.equal(layer.weight_quantizer.scale, first)
     assert torch.equal(layer.weight_quantizer.codes.float(), layer.weight_quantizer.nearest_codes(layer.weight))
 
@@ -133,9 +136,9 @@ def mlp_chain(rows: list[Tensor], recipe: Recipe) -> Chain:
     return chain
 
 
-def run(chain: Chain, rows: list[Tensor], recipe: Recipe, seed: int = 1, **more: Any) -> tuple[Chain, list[UnitResult]]:
+def run(chain: Chain, rows: list[Tensor], recipe: Recipe, seed: int = 1) -> tuple[Chain, list[UnitResult]]:
     chain = copy.deepcopy(chain)
-    return chain, reconstruct(chain, tile_units(chain, [(0, 2)]), rows, recipe, seed=seed, hardware=CPU, **more)
+    return chain, reconstruct(chain, tile_units(chain, [(0, 2)]), rows, recipe, replace(PLACE, seed=seed))
 
 
 def changed(recipe: Recipe, **settings: Any) -> Recipe:
@@ -157,7 +160,7 @@ def test_units_keep_codes_of_the_compensated_weights(
     chain = copy.deepcopy(mlp_chain)
     layers += chain.layers.values()
     monkeypatch.setattr(type(layers[0].weight_quantizer), "set_codes", watched)
-    results = reconstruct(chain, tile_units(chain, [(0, 2)]), rows, recipe, seed=1, hardware=CPU)
+    results = reconstruct(chain, tile_units(chain, [(0, 2)]), rows, recipe, replace(PLACE, seed=1))
     assert results[1].accepted
     assert set(results[1].ranks) == {"1.up", "1.down", "2.up", "2.down"}
     assert set(results[1].ranks.values()) <= {2, 4}
@@ -224,5 +227,5 @@ def test_units_without_linear_layers_are_fitted_as_ever(
     outcomes = []
     for settings in (plain, changed(plain, low_rank=LOW_RANK)):
         chain = copy.deepcopy(small_chain)
-        outcomes.append(reconstruct(chain, units, batches, settings, seed=1, hardware=CPU))
+        outcomes.append(reconstruct(chain, units, batches, settings, replace(PLACE, seed=1)))
     assert [replace(r, seconds=0) for r in outcomes[0]] == [replace(r, seconds=0) for r in outcomes[1]]

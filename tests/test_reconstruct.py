@@ -18,6 +18,7 @@ from pack_ptq import (
     Recipe,
     ReconstructionSpec,
     UserError,
+    Workplace,
     hessian_packs,
     inner_links,
     observe,
@@ -34,7 +35,7 @@ from pack_ptq.modules.reconstruction import PackReconstruction
 from pack_ptq.types import Unit, UnitResult
 from pack_ptq.views import derived_seed
 
-CPU = Hardware("cpu")
+PLACE = Workplace(hardware=Hardware("cpu"))
 
 
 def fitted(recipe: Recipe, **settings: Any) -> Recipe:
@@ -42,10 +43,10 @@ def fitted(recipe: Recipe, **settings: Any) -> Recipe:
 
 
 def run(
-    chain: Chain, units: list[Unit], batches: Any, recipe: Recipe, **settings: Any
+    chain: Chain, units: list[Unit], batches: Any, recipe: Recipe, place: Workplace = PLACE, **settings: Any
 ) -> tuple[Chain, list[UnitResult]]:
     chain = copy.deepcopy(chain)
-    return chain, reconstruct(chain, units, batches, recipe, hardware=CPU, **settings)
+    return chain, reconstruct(chain, units, batches, recipe, place, **settings)
 
 
 def state(chain: Chain) -> dict[str, Tensor]:
@@ -120,7 +121,7 @@ def test_same_seed_same_bits_whatever_the_global_generator(
     chains = []
     for global_seed, seed in ((0, 4), (1, 4), (0, 5)):
         torch.manual_seed(global_seed)
-        chains.append(run(small_chain, small_units, batches, recipe, seed=seed)[0])
+        chains.append(run(small_chain, small_units, batches, recipe, replace(PLACE, seed=seed))[0])
     assert equal(chains[0], chains[1])
     assert not equal(chains[0], chains[2])
 
@@ -148,10 +149,8 @@ def test_memory_mapped_cache_changes_nothing(
         fallocate(descriptor, start, size)
 
     monkeypatch.setattr(os, "posix_fallocate", counted)
-    largest_batch = 16 * 8 * 6 * 6 * 4
-    mapped, mapped_results = run(
-        small_chain, small_units, batches, fitted(recipe, cache_bytes=largest_batch), folder=tmp_path
-    )
+    largest_batch, place = 16 * 8 * 6 * 6 * 4, replace(PLACE, folder=tmp_path)
+    mapped, mapped_results = run(small_chain, small_units, batches, fitted(recipe, cache_bytes=largest_batch), place)
     assert max(sizes) == 64 * 8 * 6 * 6 * 4
     assert len(sizes) >= 6
     assert list(tmp_path.iterdir()) == []
@@ -160,7 +159,7 @@ def test_memory_mapped_cache_changes_nothing(
     with pytest.raises(
         UserError, match=rf"recipe\.reconstruction\.cache_bytes is {largest_batch - 1}; allowed: {largest_batch}"
     ):
-        run(small_chain, small_units, batches, fitted(recipe, cache_bytes=largest_batch - 1), folder=tmp_path)
+        run(small_chain, small_units, batches, fitted(recipe, cache_bytes=largest_batch - 1), place)
 
 
 @pytest.mark.parametrize("settings", [{"rounding_lr": 100.0, "input_drop": 0.0}, {"activation_scale_lr": 1e3}])
@@ -231,7 +230,7 @@ def public_run(network: nn.Module, batches: Any, first: Tensor, recipe: Recipe) 
     layers = [list(chain.layers_of(unit.start, unit.stop)) for unit in units]
     plan = plan_bits(layers, [(recipe.weight.bits, recipe.activation.bits)] * len(units), recipe)
     set_ranges(chain, plan, recipe)
-    return chain, reconstruct(chain, units, batches, recipe, hardware=CPU)
+    return chain, reconstruct(chain, units, batches, recipe, PLACE)
 
 
 def test_public_steps_on_a_plain_module_and_a_list(
@@ -318,7 +317,7 @@ def test_finished_units_are_loaded_and_new_ones_saved(
         small_units,
         batches,
         recipe,
-        hardware=CPU,
+        PLACE,
         load=load,
         save=lambda index, unit, result: saved.append(index),
     )

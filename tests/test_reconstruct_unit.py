@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from plan_helpers import plan_for
 from torch import Tensor, nn
 
-from pack_ptq import Hardware, Recipe, UserError, observe, prepare, reconstruct, set_ranges, tile_units
+from pack_ptq import Hardware, Recipe, UserError, Workplace, observe, prepare, reconstruct, set_ranges, tile_units
 from pack_ptq.cache import MemoryBudget
 from pack_ptq.fisher import squared_gradient
 from pack_ptq.graph.chain import Chain
@@ -18,7 +18,7 @@ from pack_ptq.graph.switch import quantized, switch
 from pack_ptq.modules.reconstruction import PackReconstruction
 from pack_ptq.types import Unit, UnitResult
 
-CPU = Hardware("cpu")
+PLACE = Workplace(seed=3, hardware=Hardware("cpu"))
 PLAIN = {"input_drop": 0.0, "inner_drop": 0.0}
 
 
@@ -26,9 +26,9 @@ def layerwise(recipe: Recipe, **settings: Any) -> Recipe:
     return replace(recipe, reconstruction=replace(recipe.reconstruction, granularity="layer", **PLAIN, **settings))
 
 
-def run(chain: Chain, units: list[Unit], batches: Any, recipe: Recipe, **more: Any) -> tuple[Chain, list[UnitResult]]:
+def run(chain: Chain, units: list[Unit], batches: Any, recipe: Recipe) -> tuple[Chain, list[UnitResult]]:
     chain = copy.deepcopy(chain)
-    return chain, reconstruct(chain, units, batches, recipe, hardware=CPU, **more)
+    return chain, reconstruct(chain, units, batches, recipe, PLACE)
 
 
 def hardened(chain: Chain) -> list[Tensor]:
@@ -197,7 +197,7 @@ def test_layerwise_run_draws_the_same_and_resumes_by_unit(
 ) -> None:
     recipe = layerwise(small_recipe, steps=8)
     torch.manual_seed(0)
-    whole, results = run(small_chain, small_units, batches, recipe, seed=3)
+    whole, results = run(small_chain, small_units, batches, recipe)
     torch.manual_seed(1)
     again = copy.deepcopy(small_chain)
 
@@ -210,7 +210,7 @@ def test_layerwise_run_draws_the_same_and_resumes_by_unit(
             layer.input_quantizer.scale.data = there.input_quantizer.scale.data.clone()
         return results[index]
 
-    resumed = reconstruct(again, small_units, batches, recipe, seed=3, hardware=CPU, load=load)
+    resumed = reconstruct(again, small_units, batches, recipe, PLACE, load=load)
     assert all(torch.equal(a, b) for a, b in zip(hardened(again), hardened(whole), strict=True))
     assert [r.final_loss for r in resumed] == [r.final_loss for r in results]
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pack_ptq import Hardware, Recipe, observe, plan_bits, prepare, set_ranges
+from pack_ptq import Hardware, Recipe, Workplace, observe, plan_bits, prepare, set_ranges
 from pack_ptq import tune as room
 from pack_ptq.cache import MemoryBudget
 from pack_ptq.errors import UserError
@@ -20,7 +20,7 @@ from pack_ptq.modules import tuning
 from pack_ptq.tune import tune
 from pack_ptq.types import QuantizerSpec, TuningResult, TuningSpec
 
-CPU = Hardware("cpu")
+PLACE = Workplace(hardware=Hardware("cpu"))
 SPEC = TuningSpec(steps=40, batch_size=16, weight_scale_lr=3e-3, activation_scale_lr=3e-3, bias_lr=3e-3)
 
 
@@ -41,9 +41,11 @@ def with_tuning(recipe: Recipe, **settings: Any) -> Recipe:
     return replace(recipe, tuning=replace(SPEC, **settings))
 
 
-def run(chain: Chain, batches: Any, recipe: Recipe, **settings: Any) -> tuple[Chain, TuningResult]:
+def run(
+    chain: Chain, batches: Any, recipe: Recipe, place: Workplace = PLACE, **settings: Any
+) -> tuple[Chain, TuningResult]:
     chain = copy.deepcopy(chain)
-    return chain, tune(chain, batches, recipe, hardware=CPU, **settings)
+    return chain, tune(chain, batches, recipe, place, **settings)
 
 
 def state(chain: Chain) -> dict[str, Tensor]:
@@ -129,7 +131,7 @@ def test_same_seed_same_bits_whatever_the_global_generator(
     chains = []
     for global_seed, seed in ((0, 4), (1, 4), (0, 5)):
         torch.manual_seed(global_seed)
-        chains.append(run(hard_chain, batches, with_tuning(small_recipe, steps=8), seed=seed)[0])
+        chains.append(run(hard_chain, batches, with_tuning(small_recipe, steps=8), replace(PLACE, seed=seed))[0])
     assert not changed(chains[0], chains[1])
     assert changed(chains[0], chains[2])
 
@@ -286,7 +288,7 @@ def test_memory_mapped_cache_changes_nothing(
 ) -> None:
     recipe = with_tuning(small_recipe, steps=4)
     small = replace(recipe, reconstruction=replace(recipe.reconstruction, cache_bytes=batches[0].nbytes))
-    chains = [run(hard_chain, batches, each, folder=tmp_path)[0] for each in (recipe, small)]
+    chains = [run(hard_chain, batches, each, replace(PLACE, folder=tmp_path))[0] for each in (recipe, small)]
     assert not changed(*chains)
     assert list(tmp_path.iterdir()) == []
 
@@ -324,7 +326,7 @@ def test_norms_dropout_and_layers_without_a_bias(samples: Tensor, profile: Any) 
     set_ranges(chain, plan_bits([list(chain.layers)], [(3, 3)], recipe), recipe)
     put_nearest_codes(chain)
     before = copy.deepcopy(chain)
-    result = tune(chain, samples.split(16), recipe, hardware=CPU)
+    result = tune(chain, samples.split(16), recipe, PLACE)
     assert result.accepted
     assert result.after < result.before
     assert not any(chain.network.modes), "always in evaluation mode"  # type: ignore[arg-type]
@@ -340,16 +342,16 @@ def test_integer_biases_stay_multiples_of_the_tuned_scales(
     set_ranges(chain, plan_bits([list(chain.layers)], [(3, 4)], recipe), recipe)
     put_nearest_codes(chain)
     before = {path: layer.bias.clone() for path, layer in chain.layers.items() if layer.bias is not None}
-    result = tune(chain, batches, recipe, hardware=CPU)
+    result = tune(chain, batches, recipe, PLACE)
     assert result.accepted
     assert result.after < result.before
     for path, layer in chain.layers.items():
         assert layer.bias is not None
         assert not torch.equal(layer.bias, before[path]), "the rounding hides no gradient"
         step = (layer.weight_quantizer.scale.flatten() * layer.input_quantizer.scale).double()
-        codes = layer.rounded_bias().double() / step
+        codes = layer.rounded_bias(layer.bias).double() / step
         torch.testing.assert_close(codes, codes.round(), rtol=1e-6, atol=1e-3)
-        assert ((layer.rounded_bias() - layer.bias).abs() <= 0.501 * step).all()
+        assert ((layer.rounded_bias(layer.bias) - layer.bias).abs() <= 0.501 * step).all()
     held_out = samples[:8]
     assert result.after == pytest.approx(divergence(chain_of(small_network, held_out), chain, held_out), rel=1e-3)
 

@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 from pack_ptq.graph.part import Part
 from pack_ptq.graph.switch import switch
 from pack_ptq.losses import reconstruction_loss
-from pack_ptq.modules.reconstruction import RandomBatches
+from pack_ptq.modules.random_batches import RandomBatches
 from pack_ptq.quant.low_rank import LowRankCandidates, straight_through
 from pack_ptq.schedules import cosine_to_zero
 from pack_ptq.types import LowRankSpec

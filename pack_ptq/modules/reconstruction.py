@@ -1,119 +1,23 @@
 """The reconstruction of one pack: rounding and scales are fitted to cached full-precision outputs (METHOD P3)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
-from pack_ptq.cache import Storage
-from pack_ptq.distributed import all_reduce
 from pack_ptq.graph.part import Part
 from pack_ptq.graph.switch import switch
 from pack_ptq.losses import reconstruction_loss
-from pack_ptq.modules.easy_rows import EasyRows
+from pack_ptq.modules.output_error import output_error, row_errors
+from pack_ptq.modules.pack_data import PackData
 from pack_ptq.quant.dropping import random_mask
 from pack_ptq.quant.quantizers import WeightMode
 from pack_ptq.quant.rounding import rounding_penalty, settled
 from pack_ptq.schedules import cosine_to_zero, penalty_beta
 from pack_ptq.types import ReconstructionSpec
-
-EVALUATION_SAMPLES = 256
-
-
-@dataclass(frozen=True)
-class PackData:
-    """What a pack is fitted to, row by row the same samples.
-
-    Attributes:
-        full_input: The pack's input in the full-precision network.
-        quantized_input: The pack's input behind the quantized packs before it.
-        target: The pack's output in the full-precision network.
-        weight: Of every element's squared error, in the target's form; 1 if there is none.
-    """
-
-    full_input: Storage
-    quantized_input: Storage
-    target: Storage
-    weight: Storage | None = None
-
-    def rows(self, index: Tensor | slice) -> tuple[Tensor, ...]:
-        """Give the three tensors of some rows, and the weight if there is one."""
-        rows = self.full_input.rows(index), self.quantized_input.rows(index), self.target.rows(index)
-        return rows if self.weight is None else (*rows, self.weight.rows(index))
-
-    def close(self) -> None:
-        """Give the memory back."""
-        for storage in (self.full_input, self.quantized_input, self.target, self.weight):
-            if storage is not None:
-                storage.close()
-
-
-class RandomBatches(IterableDataset):
-    """Whole batches of random rows, or of some of them, drawn from a generator of their own.
-
-    Args:
-        data: All rows.
-        batch_size: Rows of a batch; fewer if there are fewer.
-        steps: Number of batches.
-        seed: Of the generator.
-        among: Rows to draw from.
-        easy: Chooses them anew for every batch instead.
-    """
-
-    def __init__(
-        self,
-        data: PackData,
-        batch_size: int,
-        steps: int,
-        seed: int,
-        among: Tensor | None = None,
-        easy: EasyRows | None = None,
-    ) -> None:
-        super().__init__()
-        self.easy = easy
-        self.data, self.steps = data, steps
-        self.among = torch.arange(len(data.target)) if among is None else among
-        self.batch_size = min(batch_size, len(self.among))
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        for step in range(self.steps):
-            among = self.among if self.easy is None else self.easy.at(step, self.batch_size)
-            drawn = torch.randperm(len(among), generator=self.generator)[: self.batch_size]
-            yield self.data.rows(among[drawn])
-
-
-@torch.no_grad()
-def output_error(run: Callable[[Tensor], Tensor], data: PackData) -> float:
-    """Give the reconstruction loss of `run` on the first samples of the cache, averaged over processes."""
-    count = min(EVALUATION_SAMPLES, len(data.target))
-    sums = torch.zeros(2, dtype=torch.float64)
-    for start in range(0, count, 64):
-        _, quantized_input, target, *weight = data.rows(slice(start, min(start + 64, count)))
-        loss = reconstruction_loss(run(quantized_input), target, *weight).item()
-        sums += torch.tensor([loss * len(target), len(target)], dtype=torch.float64)
-    total, samples = all_reduce(sums)
-    return (total / samples).item()
-
-
-@torch.no_grad()
-def row_errors(run: Callable[[Tensor], Tensor], data: PackData) -> Tensor:
-    """Give the reconstruction loss of `run` on each row of the cache, shape (rows,), on the CPU."""
-    errors = []
-    for start in range(0, len(data.target), 64):
-        _, quantized_input, target, *weight = data.rows(slice(start, start + 64))
-        square = (run(quantized_input) - target).square()
-        square = square * weight[0] if weight else square
-        errors.append(square.flatten(1).mean(1).cpu() * target.shape[1])
-    return torch.cat(errors)
 
 
 class PackReconstruction(L.LightningModule):
@@ -230,10 +134,6 @@ class PackReconstruction(L.LightningModule):
         with self._hard("settled"):
             return row_errors(self.part.run, data)
 
-    def corrections(self) -> list[Tensor | None]:
-        """Give a copy of every layer's correction of its bias."""
-        return [None if layer.correction is None else layer.correction.detach().clone() for layer in self.layers]
-
     def settled_share(self) -> float:
         """Give the share of roundings within 0.05 of 0 or 1."""
         return sum(int(settled(v)) for v in self.roundings) / max(1, sum(v.numel() for v in self.roundings))
@@ -248,15 +148,3 @@ class PackReconstruction(L.LightningModule):
         for quantizer in self.quantizers:
             quantizer.generator = None
             quantizer.learn(False)
-
-
-def loader(
-    data: PackData,
-    batch_size: int,
-    steps: int,
-    seed: int,
-    among: Tensor | None = None,
-    easy: EasyRows | None = None,
-) -> DataLoader:
-    """Give the random batches of a fit as Lightning takes them; for the arguments see `RandomBatches`."""
-    return DataLoader(RandomBatches(data, batch_size, steps, seed, among, easy), batch_size=None)

@@ -11,7 +11,7 @@ from pack_ptq.errors import refuse
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
 from pack_ptq.losses import kl_from_full_precision
-from pack_ptq.modules.reconstruction import PackData
+from pack_ptq.modules.pack_data import PackData
 from pack_ptq.schedules import cosine_to_zero, rate_at_bits
 from pack_ptq.types import Recipe, TuningSpec
 

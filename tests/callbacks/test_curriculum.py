@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pack_ptq import Hardware, Recipe, reconstruct
+from pack_ptq import Hardware, Recipe, Workplace, reconstruct
 from pack_ptq.callbacks.curriculum import Curriculum
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import quantized
@@ -54,7 +54,7 @@ def test_units_are_fitted_on_the_lowest_losses_first(
 
     monkeypatch.setattr(EasyRows, "at", watched)
     recipe = replace(small_recipe, reconstruction=replace(small_recipe.reconstruction, steps=6, curriculum=0.5))
-    results = reconstruct(small_chain, small_units[:1], batches, recipe, hardware=Hardware("cpu"))
+    results = reconstruct(small_chain, small_units[:1], batches, recipe, Workplace(hardware=Hardware("cpu")))
     assert [size for size, _, _ in seen] == [32, 38, 43, 48, 54, 59], "of 64"
     assert all(0 < largest <= gap for _, largest, gap in seen), "measured before the first batch"
     assert len(results) == 1
@@ -75,5 +75,5 @@ def test_losses_are_those_of_the_hard_codes(
         target = small_chain.run(samples, unit.start, unit.stop)
         with quantized(small_chain.layers.values(), "nearest"):
             change = small_chain.run(samples, unit.start, unit.stop) - target
-    reconstruct(small_chain, [unit], batches, recipe, hardware=Hardware("cpu"))
+    reconstruct(small_chain, [unit], batches, recipe, Workplace(hardware=Hardware("cpu")))
     assert torch.allclose(first[0], change.square().sum(1).flatten(1).mean(1), rtol=1e-3), "of every row"

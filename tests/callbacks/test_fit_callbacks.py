@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from pack_ptq import Hardware, Recipe, reconstruct
+from pack_ptq import Hardware, Recipe, Workplace, reconstruct
 from pack_ptq.callbacks import KeepBest, RunProgress
 from pack_ptq.graph.chain import Chain
 from pack_ptq.types import Unit
@@ -22,14 +22,17 @@ class Scripted:
 
     def __init__(self, losses: list[float]) -> None:
         self.losses, self.step = losses, 0
-        quantizer = SimpleNamespace(hardened=lambda: (torch.tensor(self.step), torch.tensor(0.5)))
+        weight = SimpleNamespace(
+            rounding=torch.zeros(1),
+            hardened=lambda: (torch.tensor(self.step), torch.tensor(0.5)),
+            zero_point=torch.zeros(()),
+        )
         self.scale = torch.zeros(())
-        self.layers = [SimpleNamespace(weight_quantizer=quantizer)]
-        self.quantizers = [SimpleNamespace(learned=lambda: {"scale": self.scale.clone()})]
+        self.part = SimpleNamespace(
+            layers={"a": SimpleNamespace(weight_quantizer=weight, correction=None)},
+            quantizers=[SimpleNamespace(learned=lambda: {"scale": self.scale.clone()})],
+        )
         self.label = "unit"
-
-    def corrections(self) -> list[Any]:
-        return [None]
 
     def hard_loss(self, data: Any) -> float:
         return self.losses[self.step]
@@ -57,20 +60,22 @@ def watched(losses: list[float], steps: set[int]) -> KeepBest:
 def test_lowest_measured_iterate_is_kept(losses: list[float], steps: set[int], kept: int) -> None:
     best = watched(losses, steps)
     assert best.loss == losses[kept]
-    (codes, scale), activation = best.kept[0], best.kept_activations[0]["scale"]
+    assert best.kept is not None
+    (codes, scale, _), activation = best.kept.weights[0], best.kept.activations[0]["scale"]
     assert (codes.item(), scale.item(), activation.item()) == (kept, 0.5, kept), "a copy of that step"
 
 
 def test_nothing_is_kept_of_a_fit_that_broke() -> None:
     best = watched([float("nan"), float("nan")], {1, 2})
-    assert (best.loss, best.kept) == (float("inf"), [])
+    assert (best.loss, best.kept) == (float("inf"), None)
 
 
 def test_tensorboard_shows_the_fit(
     small_chain: Chain, small_units: list[Unit], batches: list[Tensor], small_recipe: Recipe, tmp_path: Path
 ) -> None:
     logger = TensorBoardLogger(tmp_path, name="", version="tensorboard")
-    results = reconstruct(small_chain, small_units[:2], batches, small_recipe, hardware=Hardware("cpu"), logger=logger)
+    place = Workplace(hardware=Hardware("cpu"), logger=logger)
+    results = reconstruct(small_chain, small_units[:2], batches, small_recipe, place)
     logger.finalize("success")
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"histograms": 0})
     events.Reload()
@@ -97,7 +102,7 @@ def test_layers_of_a_unit_have_curves_and_a_bar_of_their_own(
 ) -> None:
     logger = TensorBoardLogger(tmp_path, name="", version="tensorboard")
     recipe = replace(small_recipe, reconstruction=replace(small_recipe.reconstruction, granularity="layer", steps=4))
-    reconstruct(small_chain, small_units, batches, recipe, hardware=Hardware("cpu"), logger=logger)
+    reconstruct(small_chain, small_units, batches, recipe, Workplace(hardware=Hardware("cpu"), logger=logger))
     logger.finalize("success")
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

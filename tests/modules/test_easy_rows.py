@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pack_ptq.cache import MemoryBudget, fill
 from pack_ptq.modules.easy_rows import EasyRows
-from pack_ptq.modules.reconstruction import PackData, RandomBatches
+from pack_ptq.modules.pack_data import PackData
+from pack_ptq.modules.random_batches import RandomBatches
 
 
 def data_of(count: int) -> PackData:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pack_ptq.cache import MemoryBudget, fill
 from pack_ptq.graph.part import Part
+from pack_ptq.modules.pack_data import PackData
+from pack_ptq.modules.random_batches import RandomBatches
 from pack_ptq.modules.rank_search import InTurns, RankSearch, split_rows
-from pack_ptq.modules.reconstruction import PackData, RandomBatches
 from pack_ptq.quant.layers import QuantizedLayer
 from pack_ptq.quant.low_rank import LowRankCandidates
 from pack_ptq.quant.quantizers import ActivationQuantizer
