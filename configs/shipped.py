@@ -11,6 +11,8 @@ ROOT = Path(str(files("pack_ptq.configs")))
 RECIPES = "recipes"
 OF_A_RECIPE = (
     *(f"recipe.{key}" for key in ("reconstruction", "tuning", "budget", "layer_norm", "post_softmax", "post_gelu")),
+    "recipe.split_channels",
+    "recipe.activation_noise",
     *("scoring", "packing", "bits"),
 )
 

@@ -13,6 +13,7 @@ from pack_ptq.packing import fixed_packs, hessian_packs, inner_links, random_pac
 from pack_ptq.reconstruct import reconstruct
 from pack_ptq.sensitivity import layer_sizes, measure_sensitivity
 from pack_ptq.types import Hardware, QuantizerSpec, Recipe, ReconstructionSpec, TuningSpec
+from pack_ptq.workplace import Workplace
 
 __all__ = [
     "BitBudget",
@@ -24,6 +25,7 @@ __all__ = [
     "ReconstructionSpec",
     "TuningSpec",
     "UserError",
+    "Workplace",
     "evaluate",
     "fixed_packs",
     "hessian_packs",

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from pack_ptq.callbacks import BitAssignment, Evaluation, HessianScoring, NoPacking, Packing, UniformBits
@@ -28,8 +28,9 @@ from pack_ptq.modules.network import WholeNetwork
 from pack_ptq.modules.tuning import check_tuning
 from pack_ptq.pipeline import Pipeline
 from pack_ptq.reconstruct import check_cache, check_granularity
-from pack_ptq.report import bit_summary, mixed_summary, peak_memory, render, size_summary
+from pack_ptq.report import bit_summary, mixed_summary, peak_memory, render, size_summary, split_summary
 from pack_ptq.runs import RunFolder, network_digest
+from pack_ptq.selections import Selection, find_selections
 from pack_ptq.states import put_rest_state, put_tuned_state, put_unit_state
 from pack_ptq.trainers import check_hardware, is_first_process, make_trainer
 from pack_ptq.types import (
@@ -126,10 +127,11 @@ def quantize(
     results = pipeline.reconstruct(plan)
     tuning = pipeline.tune()
     final = pipeline.measure("quantized", "hard")
+    selections = find_selections(prepared.chain, example_of(data))
     metrics = {"full_precision": full, "rounded_to_nearest": nearest, "quantized": final}
     metrics["num_samples"] = json.loads(folder.measured.read_text())["num_samples"]
     report = compose_report(
-        config, prepared, plan, results, tuning, metrics, pipeline.device, time.perf_counter() - began
+        config, prepared, plan, results, tuning, metrics, selections, pipeline.device, time.perf_counter() - began
     )
     if is_first_process():
         folder.write_json(folder.report, report)
@@ -171,8 +173,7 @@ def prepare_for(network: nn.Module, data: PTQData, blocks: str | list[str] | Non
     Raises:
         UserError: The network does not run on the samples, or gives something else than the task needs.
     """
-    dataset: Any = data.calibration_dataset()
-    example = default_collate([dataset[i][0] for i in range(min(2, len(dataset)))])
+    example = example_of(data)
     if any(t.device.type != "cpu" for t in (*network.parameters(), *network.buffers())):
         network = copy.deepcopy(network).cpu()  # the user's own stays where it is
     check_activations(network, example)
@@ -180,6 +181,12 @@ def prepare_for(network: nn.Module, data: PTQData, blocks: str | list[str] | Non
     with torch.no_grad():
         data.check_output(prepared.chain.network(example))
     return prepared
+
+
+def example_of(data: PTQData) -> Tensor:
+    """Give the first two calibration inputs, or the only one."""
+    dataset: Any = data.calibration_dataset()
+    return default_collate([dataset[i][0] for i in range(min(2, len(dataset)))])
 
 
 def check_shares(data: PTQData, hardware: Hardware) -> None:
@@ -207,6 +214,7 @@ def compose_report(
     results: list[UnitResult],
     tuning: TuningResult | None,
     metrics: dict[str, Any],
+    selections: list[Selection],
     device: torch.device,
     seconds: float,
 ) -> dict[str, Any]:
@@ -227,7 +235,9 @@ def compose_report(
         "reconstruction": [result.to_json() for result in results],
         "tuning": None if tuning is None else tuning.to_json(),
         "folded": list(prepared.folded),
+        "split_channels": split_summary(prepared.chain),
         "left_out": list(prepared.left_out),
+        "selections": [asdict(selection) for selection in selections],
         "seconds": {
             **plan.seconds,
             "reconstruction": {

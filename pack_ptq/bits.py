@@ -89,11 +89,11 @@ def spending(plan: BitPlan, sizes: Mapping[str, LayerSize]) -> dict[str, int]:
     return total
 
 
-def average_weight_bits(bits: dict[str, int], elements: dict[str, int]) -> float:
+def average_weight_bits(bits: Mapping[str, float], elements: Mapping[str, int]) -> float:
     """Give the mean bits of a weight, weighted by element counts."""
     return sum(bits[path] * elements[path] for path in bits) / sum(elements[path] for path in bits)
 
 
-def average_activation_bits(bits: dict[str, int | None], elements: dict[str, int]) -> float:
+def average_activation_bits(bits: Mapping[str, float | None], elements: Mapping[str, int]) -> float:
     """Give the mean bits of a layer's input element; an input that is not quantized counts 32."""
     return sum((bits[path] or UNQUANTIZED) * elements[path] for path in bits) / sum(elements[path] for path in bits)

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pack_ptq.distributed import all_reduce
 from pack_ptq.errors import UserError, refuse
 from pack_ptq.graph.chain import Chain
+from pack_ptq.quant.channel_observer import ChannelObserver
 from pack_ptq.types import BitPlan, Recipe
 
 PASSES = ("extremes", "values")
@@ -18,6 +19,14 @@ def watch(chain: Chain, what: str | None) -> None:
     """Let all input quantizers look at their inputs in one of the two `PASSES`, or stop them."""
     for quantizer in chain.quantizers.values():
         quantizer.watching = what  # type: ignore[assignment]
+
+
+def watch_channels(chain: Chain) -> None:
+    """Let the passes see every channel of what linear layers read, as far as channels are not seen for another end."""
+    seen = {q for q in chain.quantizers.values() if q.channels is not None}
+    for layer in chain.layers.values():
+        if isinstance(layer.layer, nn.Linear) and layer.input_quantizer not in seen:
+            layer.input_quantizer.channels = ChannelObserver()
 
 
 def merge_observers(chain: Chain, what: str) -> None:
@@ -45,6 +54,9 @@ def merge_observers(chain: Chain, what: str) -> None:
             channels.low, channels.high = all_reduce(channels.low, "min"), all_reduce(channels.high, "max")
         else:
             channels.histogram = all_reduce(channels.histogram)
+    if what == "values":
+        for rows in dict.fromkeys(q.rows for q in chain.quantizers.values() if q.rows is not None):
+            rows.histogram = all_reduce(rows.histogram)
 
 
 @torch.no_grad()
@@ -60,6 +72,7 @@ def observe(chain: Chain, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> 
     """
     if iter(batches) is batches:
         raise refuse("batches", type(batches).__name__, "what can be iterated twice, such as a list or a DataLoader")
+    watch_channels(chain)
     for what in PASSES:
         watch(chain, what)
         for batch in batches:
@@ -87,8 +100,8 @@ def set_ranges(chain: Chain, plan: BitPlan, recipe: Recipe, before: BitPlan | No
         if before is None or before.weight[path] != plan.weight[path]:
             layer.weight_quantizer.set_range(layer.weight, replace(recipe.weight, bits=plan.weight[path]), symmetric)
         layer.integer_bias = recipe.profile == "deploy"
-        layer.correction = None
+        layer.correction = layer.noise = None
     for name, quantizer in chain.quantizers.items():
         bits = plan.activation[name] if name in chain.layers else plan.activation.get(name, recipe.activation.bits)
         spec = None if bits is None else replace(recipe.activation, bits=bits)
-        quantizer.set_range(spec, recipe.kind_of(quantizer.role))
+        quantizer.set_range(spec, recipe.kind_of(quantizer.role), recipe.split_channels)

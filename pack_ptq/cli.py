@@ -16,9 +16,11 @@ import torch.distributed as dist
 from pack_ptq.commands import COMMANDS, compare, quantize
 from pack_ptq.compare import plan_runs
 from pack_ptq.configs.shipped import config_file
+from pack_ptq.current_folder import make_importable
 from pack_ptq.distributed import world
 from pack_ptq.errors import UserError
 from pack_ptq.models import ModelSource
+from pack_ptq.null_keys import with_nulls
 from pack_ptq.parse_errors import reword
 from pack_ptq.trainers import is_first_process
 
@@ -110,10 +112,11 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: Something the user gave cannot serve.
     """
+    make_importable()
     own, keys = _split(arguments) if arguments[:1] == ["compare"] else (arguments, [])
     parser = build_parser()
     try:
-        chosen = parser.instantiate_classes(parser.parse_args(_with_config_files(own)))
+        chosen = parser.instantiate_classes(parser.parse_args(with_nulls(_with_config_files(own))))
     except jsonargparse.ArgumentError as error:
         raise UserError(reword(str(error), _keys(arguments))) from error
     values = dict(chosen[chosen.command])

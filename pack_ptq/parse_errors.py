@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from pack_ptq.datamodules import PTQData
+
 LITERAL = re.compile(r"typing\.Literal\[([^\]]*)\]")
 CLASS = re.compile(r"<class '([^']*)'>")
 
@@ -29,6 +31,9 @@ def reword(message: str, keys: Sequence[str]) -> str:
         return f"{'.'.join(path)} is {union[2]!r}; allowed: {_readable(union[1])}"
     if section := re.search(r"Not a valid subclass of (\w+)\. Got value: ([^\n{]*)\n", message):
         return f"{'.'.join(path)} is {section[2]!r}; allowed: keys of {section[1]}, or class_path and init_args"
+    if abstract := re.search(r"Expected an instantiatable class, but (\S+) is abstract", message):
+        missing = sorted(_import(abstract[1]).__abstractmethods__)
+        return f"{'.'.join(path)}.class_path is {abstract[1]!r}; allowed: a class that has {', '.join(missing)}, too"
     lines = [line.strip() for line in message.splitlines()]
     rest = [line for line in lines if line and not line.startswith(("Parser key", "Problem with given class_path"))]
     given = f" is {holder!r}" if holder is not None and _import(holder) is None else ""
@@ -44,8 +49,10 @@ def _place(message: str) -> tuple[list[str], str | None]:
             path.append(key)
             continue
         holder = class_path
-        if not dataclasses.is_dataclass(_import(class_path)):
-            path.append("class_path" if _import(class_path) is None else "init_args")
+        found = _import(class_path)
+        # Only classes that are chosen by their path have `init_args`; some datamodules are dataclasses, too.
+        if not dataclasses.is_dataclass(found) or (isinstance(found, type) and issubclass(found, PTQData)):
+            path.append("class_path" if found is None else "init_args")
     return path, holder
 
 

@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from pack_ptq.calibration import PASSES, set_ranges
+from pack_ptq.calibration import PASSES, set_ranges, watch_channels
 from pack_ptq.callbacks import BitAssignment, Evaluation, HessianScoring, Observation, Packing
 from pack_ptq.datamodules import PTQData
 from pack_ptq.distributed import barrier
@@ -31,6 +31,7 @@ from pack_ptq.trainers import is_first_process, make_trainer
 from pack_ptq.tune import tune
 from pack_ptq.types import BitPlan, Hardware, Plan, Recipe, TuningResult, Unit, UnitResult
 from pack_ptq.views import Augment
+from pack_ptq.workplace import Workplace
 
 
 class Pipeline:
@@ -59,14 +60,14 @@ class Pipeline:
         show: bool,
     ) -> None:
         self.chain, self.data, self.recipe, self.evaluation = chain, data, recipe, evaluation
-        self.hardware, self.seed, self.folder = hardware, seed, folder
+        self.hardware, self.folder = hardware, folder
         self.is_first = is_first_process()
-        self.show = show and self.is_first
         self.logger = TensorBoardLogger(folder.path, name="", version=TENSORBOARD)
+        self.place = Workplace(seed, hardware, self.logger, folder.path, show and self.is_first)
         self.device = torch.device("cpu")
 
     def _say(self, message: str) -> None:
-        if self.show:
+        if self.place.show:
             print(message, flush=True)
 
     def start_processes(self) -> None:
@@ -105,6 +106,8 @@ class Pipeline:
         self._say("calibrating ranges")
         sites = self._norms()
         watch_norms(self.chain, sites)
+        if self.recipe.split_channels > 0:
+            watch_channels(self.chain)
         calibration = sum(self._validate([Observation(what)], forward=True) for what in PASSES)
         norms = reparameterise(self.chain, sites, self.recipe.activation.bits)
         recipe, chain = self.recipe, self.chain
@@ -148,19 +151,8 @@ class Pipeline:
     def reconstruct(self, plan: Plan) -> list[UnitResult]:
         """Reconstruct the units that no earlier run has finished."""
         self.chain.network.to(self.device)
-        return reconstruct(
-            self.chain,
-            list(plan.units),
-            self.data.val_dataloader(),
-            self.recipe,
-            self.seed,
-            self.hardware,
-            self.logger,
-            self.folder.path,
-            self._load_unit,
-            self._save_unit,
-            self.show,
-        )
+        units, batches = list(plan.units), self.data.val_dataloader()
+        return reconstruct(self.chain, units, batches, self.recipe, self.place, self._load_unit, self._save_unit)
 
     def tune(self) -> TuningResult | None:
         """Tune the whole network, if the recipe says so and no earlier run has."""
@@ -168,17 +160,7 @@ class Pipeline:
             return None
         if not self.folder.tuned.exists():
             self._say("tuning scales and biases")
-            result = tune(
-                self.chain,
-                self.data.val_dataloader(),
-                self.recipe,
-                self.seed,
-                self.hardware,
-                self.logger,
-                self.folder.path,
-                self.show,
-                self._augment,
-            )
+            result = tune(self.chain, self.data.val_dataloader(), self.recipe, self.place, self._augment)
             if self.is_first:
                 self.folder.write_tensors(self.folder.tuned, tuned_state(self.chain, result))
         barrier()

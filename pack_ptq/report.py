@@ -6,29 +6,38 @@ from typing import Any
 
 import torch
 
-from pack_ptq.bits import average_activation_bits, average_weight_bits
+from pack_ptq.bits import UNQUANTIZED, average_activation_bits, average_weight_bits
 from pack_ptq.graph.chain import Chain
 from pack_ptq.sensitivity import layer_sizes
 from pack_ptq.types import BitPlan, MixedPrecision, Unit
 
 SCALE_BYTES, ZERO_POINT_BYTES = 4, 1
+COPY_BYTES = 8  # of each extra code of a channel, which channel it is and by how much it is shifted
 
 
 def bit_summary(chain: Chain, units: list[Unit], plan: BitPlan) -> dict[str, Any]:
-    """Give average bits over the whole network and per unit, weighted by element counts."""
-    sizes = layer_sizes(chain)
+    """Give average bits over the whole network and per unit, weighted by element counts; extra codes count, too."""
+    sizes, codes = layer_sizes(chain), {name: quantizer.expansion for name, quantizer in chain.quantizers.items()}
     weights = {path: size.weights for path, size in sizes.items()}
     inputs = {path: size.inputs for path, size in sizes.items()}
 
     def averages(start: int, stop: int) -> dict[str, float]:
         layers, names = chain.layers_of(start, stop), chain.quantizers_of(start, stop)
         return {
-            "weight_average": average_weight_bits({p: plan.weight[p] for p in layers}, weights),
-            "activation_average": average_activation_bits({p: plan.activation[p] for p in names}, inputs),
+            "weight_average": average_weight_bits({p: codes[p] * plan.weight[p] for p in layers}, weights),
+            "activation_average": average_activation_bits(
+                {p: codes[p] * (plan.activation[p] or UNQUANTIZED) for p in names}, inputs
+            ),
         }
 
     per_pack = [{"blocks": list(unit.blocks), **averages(unit.start, unit.stop)} for unit in units]
     return {**averages(0, len(chain)), "per_pack": per_pack}
+
+
+def split_summary(chain: Chain) -> dict[str, int]:
+    """Give the number of extra codes for outlying channels, by the layers that have any."""
+    copies = {path: layer.input_quantizer.copies for path, layer in chain.layers.items()}
+    return {path: int(extra.sum()) for path, extra in copies.items() if extra is not None}
 
 
 def mixed_summary(mixed: MixedPrecision | None) -> dict[str, Any]:
@@ -65,11 +74,13 @@ def size_summary(chain: Chain, plan: BitPlan) -> dict[str, int]:
     total = rest + sum(layer.weight.nbytes for layer in chain.layers.values())
     packed = 0
     for path, layer in chain.layers.items():
-        packed += -(-layer.weight.numel() * plan.weight[path] // 8)
+        elements = round(layer.weight.numel() * layer.input_quantizer.expansion)
+        packed += -(-elements * plan.weight[path] // 8)
         packed += layer.weight_quantizer.scale.numel() * SCALE_BYTES
         packed += 0 if layer.weight_quantizer.signed else layer.weight_quantizer.scale.numel() * ZERO_POINT_BYTES
     inputs = {id(quantizer) for name, quantizer in chain.quantizers.items() if plan.activation[name] is not None}
     packed += len(inputs) * (SCALE_BYTES + ZERO_POINT_BYTES)
+    packed += sum(split_summary(chain).values()) * COPY_BYTES
     return {"full_precision": total, "quantized": packed + rest}
 
 
@@ -123,10 +134,30 @@ def render(report: dict[str, Any], run_dir: str) -> str:
         lines.append(f"tuning: {tuning['steps']} steps, {change}{fate}")
     if rejected:
         lines.append(f"kept rounded to nearest, for reconstruction ended worse: {', '.join(rejected)}")
+    if report.get("split_channels"):  # older reports have none
+        layers = ", ".join(f"{path} {extra}" for path, extra in report["split_channels"].items())
+        lines.append(f"extra codes for outlying channels: {layers}")
+    lines += _selection_lines(report.get("selections", []))  # older reports have none
     if report["left_out"]:
         lines.append(f"left in full precision, for no call reaches them: {', '.join(report['left_out'])}")
     lines += [f"run folder   {run_dir}", f"TensorBoard  tensorboard --logdir {run_dir}"]
     return "\n".join(lines)
+
+
+def _selection_lines(selections: list[dict[str, Any]]) -> list[str]:
+    """Tell which calls pick points by the input's own coordinates, and which by what quantized layers give."""
+    lines = []
+    for is_full, title in (
+        (True, "picked by coordinates in full precision"),
+        (False, "picked by features of quantized layers"),
+    ):
+        modules: dict[str, list[str]] = {}
+        for selection in selections:
+            if selection["full_precision"] == is_full:
+                modules.setdefault(selection["call"], []).append(selection["module"] or ".")
+        if modules:
+            lines.append(f"{title}: " + " | ".join(f"{call} in {', '.join(paths)}" for call, paths in modules.items()))
+    return lines
 
 
 def _mixed_lines(bits: dict[str, Any]) -> list[str]:

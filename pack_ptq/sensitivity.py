@@ -143,7 +143,9 @@ def _ranges(quantizers: dict[Quantizer, Tensor | None], width: int, recipe: Reci
     for quantizer, weight in quantizers.items():
         before = _range(quantizer)
         if isinstance(quantizer, ActivationQuantizer):
-            quantizer.set_range(replace(recipe.activation, bits=width), recipe.kind_of(quantizer.role))
+            quantizer.set_range(
+                replace(recipe.activation, bits=width), recipe.kind_of(quantizer.role), recipe.split_channels
+            )
         elif weight is not None:
             quantizer.set_range(weight, replace(recipe.weight, bits=width), recipe.profile == "deploy")
         found.append(_range(quantizer))
@@ -163,7 +165,7 @@ def _range(quantizer: Quantizer) -> Range:
     common = {"bits": quantizer.bits, "scale": quantizer.scale.data, "zero_point": quantizer.zero_point}
     if isinstance(quantizer, WeightQuantizer):
         return common
-    return {**common, "lower": quantizer.lower.data, "kind": quantizer.kind}
+    return {**common, "lower": quantizer.lower.data, "kind": quantizer.kind, "copies": quantizer.copies}
 
 
 def _put(quantizers: Sequence[Quantizer], ranges: Sequence[Range]) -> None:

@@ -21,6 +21,7 @@ def quantizer_state(quantizer: ActivationQuantizer) -> dict[str, Any]:
         "zero_point": quantizer.zero_point,
         "bits": quantizer.bits,
         "kind": quantizer.kind,
+        "copies": quantizer.copies,
     }
 
 
@@ -28,6 +29,7 @@ def put_quantizer_state(quantizer: ActivationQuantizer, values: dict[str, Any]) 
     """Put back what `quantizer_state` gave."""
     quantizer.bits, quantizer.kind = values["bits"], values["kind"]
     quantizer.zero_point = values["zero_point"].to(quantizer.scale.device)
+    quantizer.copies = None if values["copies"] is None else values["copies"].to(quantizer.scale.device)
     quantizer.put_learned(values)
 
 
@@ -42,6 +44,7 @@ def layer_state(layer: QuantizedLayer) -> dict[str, Any]:
         "signed": weight.signed,
         "input": quantizer_state(layer.input_quantizer),
         "correction": None if layer.correction is None else layer.correction.detach(),
+        "noise": layer.noise,
         "integer_bias": layer.integer_bias,
     }
 
@@ -55,7 +58,8 @@ def put_layer_state(layer: QuantizedLayer, values: dict[str, Any]) -> None:
         weight.set_codes(values["codes"].to(device), weight.scale)
     put_quantizer_state(layer.input_quantizer, values["input"])
     layer.integer_bias = values["integer_bias"]
-    correction = values["correction"]
+    noise, correction = values.get("noise"), values["correction"]  # older runs have no noise
+    layer.noise = None if noise is None else noise.to(device)
     layer.correction = None if correction is None else nn.Parameter(correction.to(device), requires_grad=False)
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal, Self
 from pack_ptq.errors import refuse
 
 BITS = range(2, 9)
-ActivationKind = Literal["uniform", "focusing", "log_sqrt2"]
-KINDS = ("uniform", "focusing", "log_sqrt2")
+ActivationKind = Literal["uniform", "focusing", "log_sqrt2", "row_scaled"]
+KINDS: tuple[ActivationKind, ...] = ("uniform", "focusing", "log_sqrt2", "row_scaled")
 SEEDS = range(2**32)  # as NumPy takes them
 SEEDS_IN_WORDS = f"0 or more, up to {SEEDS[-1]}"
 
@@ -275,8 +275,13 @@ class Recipe(Record):
         layer_norm: `per_tensor` takes the outputs of LayerNorm as they are; `reparameterised` moves a scale and a zero
             point of every channel into the norm and the layers that read it (RepQ-ViT, METHOD A1).
         post_softmax: Codes of attention probabilities: `uniform`; `focusing` on a learned part of the range (AIQViT,
-            METHOD A3); `log_sqrt2` in steps of half a bit (RepQ-ViT), which no integer runtime executes.
-        post_gelu: The same for what follows a GELU.
+            METHOD A3); `log_sqrt2` in steps of half a bit (RepQ-ViT), which no integer runtime executes; `row_scaled`
+            beside the largest of each row, by which the product's output is multiplied again.
+        post_gelu: The same for what follows a GELU, without `row_scaled`.
+        split_channels: Extra codes for outlying channels of a linear layer's input over the number of its channels, at
+            most, in [0, 1]; the layer grows by as many columns, and they count in bits and bytes.
+        activation_noise: Whether linear layers add fixed noise to their inputs before they quantize them, its amplitude
+            `searched` by the layer's output error (NoisyQuant, arXiv 2211.16056); a runtime then adds one vector more.
     """
 
     weight: QuantizerSpec = field(default_factory=QuantizerSpec)
@@ -287,16 +292,21 @@ class Recipe(Record):
     reconstruction: ReconstructionSpec = field(default_factory=ReconstructionSpec)
     tuning: TuningSpec = field(default_factory=TuningSpec)
     layer_norm: Literal["per_tensor", "reparameterised"] = "reparameterised"
-    post_softmax: ActivationKind = "focusing"
+    post_softmax: ActivationKind = "row_scaled"
     post_gelu: ActivationKind = "uniform"
+    split_channels: float = 0.0625
+    activation_noise: Literal["none", "searched"] = "none"
 
     def __post_init__(self) -> None:
         _check_choice("recipe.protocol", self.protocol, ("first_last_8", "all", "boundary_high"))
         _check_choice("recipe.profile", self.profile, ("paper", "deploy"))
         _check_choice("recipe.layer_norm", self.layer_norm, ("per_tensor", "reparameterised"))
         _check_choice("recipe.post_softmax", self.post_softmax, KINDS)
-        _check_choice("recipe.post_gelu", self.post_gelu, KINDS)
+        _check_choice("recipe.post_gelu", self.post_gelu, KINDS[:-1])
+        _check_choice("recipe.activation_noise", self.activation_noise, ("none", "searched"))
         _check_choice("recipe.budget", self.budget, tuple(STEPS))
+        if not 0 <= self.split_channels <= 1:
+            raise refuse("recipe.split_channels", self.split_channels, "0 to 1")
         self.weight.check("recipe.weight")
         self.activation.check("recipe.activation")
         self.reconstruction.check("recipe.reconstruction")

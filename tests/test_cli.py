@@ -131,6 +131,17 @@ WRONG = {
     "unknown nested key": (["--recipe.weight.bitz", "3"], ["recipe.weight.bitz is no key; allowed: bits, observer"]),
     "unknown model key": (["--model.foo", "3"], ["model.foo is no key", "model.checkpoint"]),
     "unknown data key": (["--data.init_args.foo", "3"], ["data.init_args.foo is no key; allowed: num_calibration"]),
+    "type of a data key": (
+        ["--data.class_path", "pack_ptq.datamodules.SolidsData", "--data.init_args.num_points", "many"],
+        ["data.init_args.num_points is 'many'; allowed: int"],
+    ),
+    "unfinished data class": (
+        ["--data.class_path", "pack_ptq.datamodules.PointCloudData"],
+        [
+            "data.class_path is 'pack_ptq.datamodules.",
+            "; allowed: a class that has calibration_clouds, labels, test_clouds, too",
+        ],
+    ),
     "bits too low": (["--recipe.weight.bits", "1"], ["recipe.weight.bits is 1; allowed: 2 to 8"]),
     "bits too high": (["--recipe.activation.bits", "9"], ["recipe.activation.bits is 9; allowed: 2 to 8"]),
     "type": (["--recipe.weight.bits", "three"], ["recipe.weight.bits is 'three'; allowed: int"]),

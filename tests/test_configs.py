@@ -6,14 +6,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from e2e_helpers import _one_thread, make_images
 
 from pack_ptq.callbacks import NoPacking
 from pack_ptq.cli import build_parser, main
 from pack_ptq.configs.shipped import config_file, listing, recipe_file
-from pack_ptq.datamodules import DigitsData, ImageFolderData, SolidsData
+from pack_ptq.datamodules import DigitsData, ImageFolderData, ModelNet40Data, SolidsData
 from pack_ptq.models import ModelSource
 from pack_ptq.types import BITS, Recipe, ReconstructionSpec, TuningSpec
 
@@ -39,6 +41,8 @@ def test_all_networks_of_the_plan_are_there():
         assert {f"imagenet/{network}_{bits}" for bits in ("w4a4", "w3a3", "w2a4")} <= set(NAMES)
     for network in TRANSFORMERS:
         assert {f"imagenet/{network}_{bits}" for bits in ("w6a6", "w4a4", "w3a3")} <= set(NAMES)
+    for network in ("pointnet", "densepoint"):
+        assert {f"modelnet40/{network}_{bits}" for bits in ("w8a8", "w6a6", "w4a4", "w3a3")} <= set(NAMES)
     assert {"digits_w3a3", "digits_vit_w4a4", "solids_w4a4", "solids_parts_w4a4"} <= set(NAMES)
 
 
@@ -53,7 +57,7 @@ def chosen_by(*names: str) -> Any:
 def test_every_config_is_read_and_checks(name):
     chosen = chosen_by(name)
     assert isinstance(chosen.model, ModelSource)
-    assert isinstance(chosen.data, DigitsData | ImageFolderData | SolidsData)
+    assert isinstance(chosen.data, DigitsData | ImageFolderData | ModelNet40Data | SolidsData)
     assert isinstance(chosen.recipe, Recipe)
     title = name.rsplit("/", 1)[-1]
     assert f"w{chosen.recipe.weight.bits}a{chosen.recipe.activation.bits}" in title
@@ -64,7 +68,7 @@ def test_every_config_is_read_and_checks(name):
 def test_recipes_of_the_comparison_are_there():
     names = {name.removeprefix("recipes/") for name in RECIPES}
     assert names >= {"rtn", "adaround", "brecq", "qdrop", "pack_ptq_paper", "pack_ptq_release", "default"}
-    assert names >= {"aiqvit", "pack_ptq_vit", "aiqvit_pack_ptq", "qdrop_vit"}
+    assert names >= {"aiqvit", "pack_ptq_vit", "aiqvit_pack_ptq", "qdrop_vit", "noisyquant"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -76,7 +80,7 @@ def test_a_recipe_states_only_the_method_and_states_it_whole(name):
         chosen = getattr(chosen_by("digits_w3a3", name), part)
         assert f"{type(chosen).__module__.rpartition('.')[0]}.{type(chosen).__name__}" == content[part]["class_path"]
         assert set(content[part].get("init_args", {})) == set(inspect.signature(type(chosen)).parameters)
-    assert set(content["recipe"]) >= {"layer_norm", "post_softmax", "post_gelu"}
+    assert set(content["recipe"]) >= {"layer_norm", "post_softmax", "post_gelu", "activation_noise"}
     fit = content["recipe"]["reconstruction"]
     # Effort is the user's choice, and the penalty's weight belongs to the network.
     free = {"steps", "evaluations", "cache_bytes", "penalty_weight"}
@@ -111,7 +115,8 @@ def test_the_default_recipe_is_what_is_done_if_nothing_is_set():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_steps_of_every_recipe_on_digits(name, tmp_path):
-    fit = yaml.safe_load(Path(config_file(name)).read_text())["recipe"]["reconstruction"]
+    recipe = yaml.safe_load(Path(config_file(name)).read_text())["recipe"]
+    fit = recipe["reconstruction"]
     steps = [] if fit.get("steps") == 0 else ["--recipe.reconstruction.steps=2"]
     is_compensated = fit.get("low_rank", {}).get("search_steps", 0) > 0
     if is_compensated:
@@ -125,8 +130,20 @@ def test_two_steps_of_every_recipe_on_digits(name, tmp_path):
     expected |= {6} if is_compensated else set()  # in the head, which is linear
     assert {unit["steps"] for unit in report["reconstruction"]} == expected, "of single layers, in all"
     assert (report["tuning"] is not None) == is_tuned
-    if not steps:
+    if not steps and recipe["activation_noise"] == "none":
         assert report["metrics"]["quantized"] == report["metrics"]["rounded_to_nearest"]
+
+
+def test_noisyquant_on_the_embedded_transformer(tmp_path):
+    short = ["--data.init_args.num_calibration=64", f"--run_dir={tmp_path / 'run'}"]
+    main(["quantize", "--config", "digits_vit_w4a4", "--config", "recipes/noisyquant", *short])
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    packs = [torch.load(path, weights_only=True)["layers"] for path in (tmp_path / "run" / "packs").iterdir()]
+    noisy = {path for layers in packs for path, layer in layers.items() if layer["noise"] is not None}
+    assert len(noisy) > 5
+    assert "patch_embed.proj" not in noisy
+    assert report["metrics"]["quantized"]["top1"] > 90
+    assert report["reconstruction"] != []
 
 
 @pytest.mark.parametrize("name", NAMES + RECIPES)
@@ -159,7 +176,7 @@ def is_transformer(name: str) -> bool:
 
 
 def of_one_width(name: str) -> bool:
-    return not name.startswith(("digits_", "solids_")) and (name.endswith("w4a4") or not is_transformer(name))
+    return name.startswith(("cifar10/", "imagenet/")) and (name.endswith("w4a4") or not is_transformer(name))
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in NAMES if of_one_width(name)])
@@ -186,3 +203,30 @@ def test_two_steps_per_pack_with_random_weights(name, images, tmp_path, capsys):
     assert report["bits"]["weight_average"] >= config["recipe"]["weight"]["bits"]
     assert all(result["steps"] == 2 for result in report["reconstruction"])
     assert len(report["packs"]) >= 1
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory) -> Path:
+    """Give a root of ModelNet40 as resampled text, with a few small objects of two classes."""
+    root, random = tmp_path_factory.mktemp("modelnet40"), np.random.RandomState(0)
+    shapes = [f"{name}_{number:04}" for name in ("chair", "tv_stand") for number in range(2)]
+    for shape in shapes:
+        (root / shape[:-5]).mkdir(exist_ok=True)
+        np.savetxt(root / shape[:-5] / f"{shape}.txt", random.standard_normal((40, 6)), delimiter=",")
+    for split in ("train", "test"):
+        (root / f"modelnet40_{split}.txt").write_text("\n".join(shapes))
+    return root
+
+
+@pytest.mark.parametrize("name", ["modelnet40/pointnet_w4a4", "modelnet40/densepoint_w3a3"])
+def test_two_steps_per_pack_on_objects_with_random_weights(name, objects, tmp_path):
+    small = {"root": objects, "num_points": 32, "num_calibration": 4, "batch_size": 4}
+    keys = [f"--data.init_args.{key}={value}" for key, value in small.items()]
+    keys += [f"--recipe.{part}.batch_size=4" for part in ("reconstruction", "tuning")]
+    keys += ["--recipe.reconstruction.steps=2", "--recipe.tuning.steps=1", "--recipe.weight.observer=minmax"]
+    main(["quantize", "--config", name, *keys, f"--run_dir={tmp_path / 'run'}"])
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert set(report["metrics"]["quantized"]) == {"overall", "mean_class"}
+    assert report["metrics"]["num_samples"] == 4
+    assert report["left_out"] == []
+    assert all(result["steps"] == 2 for result in report["reconstruction"])

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    ["errors", "types", "quant", "distributed"],
+    ["errors", "types", "quant", "distributed", "current_folder"],
     [
         "graph",
         "losses",
@@ -18,22 +18,28 @@ FLOORS = [
         "allocation",
         "budget",
         "mixed",
+        "selections",
         "sensitivity",
         "hessian",
         "fisher",
         "calibration",
         "cache",
+        "snapshot",
         "states",
         "views",
     ],
     ["modules", "models", "trainers", "runs"],
     ["callbacks", "datamodules", "configs"],
     [
+        "activation_noise",
         "bias_correction",
         "compensation",
+        "fit_layers",
+        "fit_part",
         "reconstruct",
         "reconstruct_unit",
         "tune",
+        "workplace",
         "report",
         "describe",
         "pipeline",
@@ -41,7 +47,7 @@ FLOORS = [
         "comparison",
         "compare",
     ],
-    ["parse_errors", "commands", "cli", "__main__"],
+    ["parse_errors", "null_keys", "commands", "cli", "__main__"],
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
 TORCH_ONLY = {"quant": {"torch"}, "graph": {"torch", "torchvision"}, "bits": set(), "losses": {"torch"}}

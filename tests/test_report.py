@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pack_ptq import observe, plan_bits, prepare, set_ranges
 from pack_ptq.graph.chain import Chain
-from pack_ptq.report import bit_summary, peak_memory, render, size_summary
+from pack_ptq.report import bit_summary, peak_memory, render, size_summary, split_summary
 from pack_ptq.types import BitPlan, QuantizerSpec, Recipe, Unit
 
 # stem: 8 x 3 x 3 x 3 weights on 3 x 6 x 6 inputs; three blocks of two 8 x 8 x 3 x 3; head 5 x 8 on 8 inputs.
@@ -74,6 +74,28 @@ def test_bit_averages_by_hand(small_chain: Chain, small_plan: BitPlan, small_uni
     assert [pack["activation_average"] for pack in found["per_pack"]] == [8, 3, 3, 8]
 
 
+def test_extra_codes_of_channels_count_as_columns_and_elements() -> None:
+    torch.manual_seed(0)
+    chain = prepare(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval(), torch.randn(2, 4)).chain
+    observe(chain, [torch.randn(8, 4)])
+    recipe = Recipe(protocol="all")
+    plan = plan_bits([list(chain.layers)], [(4, 4)], recipe)
+    set_ranges(chain, plan, recipe)
+    before = size_summary(chain, plan)["quantized"]
+    chain.layers["2"].input_quantizer.copies = torch.tensor([[0, 0, 1, 0, 0, 0], [2.0, 0, 0, 0, 0, 0]])
+    assert split_summary(chain) == {"2": 3}
+    # three more columns of two weights at 4 bits, and for each which channel it is and its shift
+    assert size_summary(chain, plan)["quantized"] == before + 3 + 3 * 8
+    bits = bit_summary(chain, [Unit("pack", ("0", "2"), 0, len(chain))], plan)
+    assert bits["weight_average"] == pytest.approx(4 * (24 + 18) / (24 + 12))
+    assert bits["activation_average"] == pytest.approx((32 * 4 + 4 * 9) / (4 + 6))
+
+
+def test_extra_codes_are_told_at_the_end() -> None:
+    lines = render(report(split_channels={"blocks.7.mlp.fc2": 48}), "runs/x").splitlines()
+    assert "extra codes for outlying channels: blocks.7.mlp.fc2 48" in lines
+
+
 def test_peak_memory_grows_with_a_large_tensor() -> None:
     torch.ones(30 * 2**20)
     assert 120 * 2**20 < peak_memory() < 2**40
@@ -134,6 +156,18 @@ def test_table_names_layers_left_out() -> None:
     table = render(report(left_out=["aux.head"], reconstruction=[]), "runs/x")
     assert "left in full precision, for no call reaches them: aux.head" in table
     assert "ended worse" not in table
+
+
+def test_table_tells_what_points_are_picked_by() -> None:
+    def selection(call: str, module: str, full_precision: bool) -> dict[str, Any]:
+        return {"call": call, "module": module, "full_precision": full_precision}
+
+    dgcnn = [selection("knn", "edge1", True), *[selection("knn", f"edge{i}", False) for i in (2, 3)]]
+    lines = render(report(selections=[*dgcnn, selection("argmax", "", True)]), "runs/x").splitlines()
+    assert "picked by coordinates in full precision: knn in edge1 | argmax in ." in lines
+    assert "picked by features of quantized layers: knn in edge2, edge3" in lines
+    for without in (report(), report(selections=[])):
+        assert "picked" not in render(without, "runs/x")
 
 
 def test_table_tells_what_tuning_did() -> None:

@@ -24,7 +24,7 @@ from pack_ptq.states import (
     tuned_state,
     unit_state,
 )
-from pack_ptq.types import QuantizerSpec, Recipe, TuningResult, Unit, UnitResult
+from pack_ptq.types import BitPlan, QuantizerSpec, Recipe, TuningResult, Unit, UnitResult
 
 
 def stored(tmp_path: Path, content: Any) -> Any:
@@ -54,6 +54,19 @@ def test_ranges_round_trip(small_chain: Chain, small_network: nn.Module, samples
     put_ranges_state(other, stored(tmp_path, ranges_state(small_chain)))
     assert torch.equal(output(other, samples, "nearest"), output(small_chain, samples, "nearest"))
     assert all(layer.weight_quantizer.codes is None for layer in other.layers.values())
+
+
+def test_extra_codes_of_channels_round_trip(tmp_path: Path) -> None:
+    x = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    x[::20, 3] = 60
+    network = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    chain, other = fresh(network, x[:4]), fresh(network, x[:4])
+    observe(chain, [x])
+    recipe = Recipe(split_channels=1.0)
+    set_ranges(chain, BitPlan(dict.fromkeys(chain.layers, 4), dict.fromkeys(chain.layers, 4)), recipe)
+    assert chain.quantizers["0"].copies is not None
+    put_ranges_state(other, stored(tmp_path, ranges_state(chain)))
+    assert torch.equal(output(other, x, "nearest"), output(chain, x, "nearest"))
 
 
 @pytest.mark.parametrize("profile", ["paper", "deploy"])

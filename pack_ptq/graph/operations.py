@@ -10,6 +10,7 @@ from pack_ptq.graph.trace import OPERATIONS, Call, Source, Trace
 from pack_ptq.quant.layers import QUANTIZABLE, QuantizedLayer
 from pack_ptq.quant.products import QuantizedAttention, QuantizedProduct
 from pack_ptq.quant.quantizers import ActivationQuantizer
+from pack_ptq.quant.row_observer import RowObserver
 
 Operation = TypeVar("Operation", bound=nn.Module)
 # Calls that hand on the values they are given, in another form or order.
@@ -17,6 +18,12 @@ PASSING = {"clone", "contiguous", "dropout", "expand", "flatten", "float", "perm
            "roll", "squeeze", "to", "transpose", "type_as", "unsqueeze", "view", "__get__", "__getitem__"}  # fmt: skip
 ROLES = {"softmax": "softmax", "_softmax": "softmax", "gelu": "gelu"}
 MATRICES = ("matmul", "__matmul__", "linalg_matmul", "mm")
+# The axis that a product sums over, by operand.
+SUMMED = {
+    **{name: {"input": -1, "other": -2} for name in (*MATRICES, "bmm", "baddbmm", "addbmm", "addmm")},
+    "__rmatmul__": {"input": -2, "other": -1},
+    "linear": {"input": -1, "weight": -1},
+}
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Calls that compute with weights in a way that nothing here quantizes.
 UNCOVERED = {"bilinear", "convolution", "embedding_bag", "gru", "gru_cell", "inner", "lstm", "lstm_cell", "mv",
@@ -75,14 +82,18 @@ def note_roles(layers: Mapping[str, QuantizedLayer], trace: Trace) -> None:
     """Tell the input quantizers of layers what their values come of."""
     for call in trace.calls:
         if call.layer is not None:
-            _note_role(layers[call.layer].input_quantizer, trace, call.inputs[0])
+            layer = layers[call.layer]
+            _note_role(layer.input_quantizer, trace, call.inputs[0], -1 if isinstance(layer.layer, nn.Linear) else None)
 
 
-def _note_role(quantizer: ActivationQuantizer, trace: Trace, value: int) -> None:
+def _note_role(quantizer: ActivationQuantizer, trace: Trace, value: int, summed: int | None) -> None:
+    """Tell a quantizer what its values come of, and along which axis they are summed, where that is known."""
     while value >= 0 and trace.calls[value].name in PASSING and trace.calls[value].inputs:
         value = trace.calls[value].inputs[0]
     if value >= 0 and trace.calls[value].name in ROLES:
         quantizer.role = ROLES[trace.calls[value].name]  # type: ignore[assignment]
+    if quantizer.role == "softmax" and summed is not None:
+        quantizer.rows = RowObserver(summed)
 
 
 def _layer_site(parent: nn.Module, modules: dict[str, nn.Module], owners: dict[int, str], call: Call) -> Site | None:
@@ -164,8 +175,20 @@ def _product_site(parent: nn.Module, trace: Trace, call: Call) -> Site | None:
     product = _add(parent, call.name.strip("_"), QuantizedProduct(tuple(operands), constant))
     for name, operand in operands.items():
         if isinstance(operand, Source):
-            _note_role(product.quantizers[name], trace, operand.value)
+            _note_role(product.quantizers[name], trace, operand.value, _summed(call, name))
     return ProductSite(product)
+
+
+def _summed(call: Call, operand: str) -> int | None:
+    """Give the axis of an operand that the product sums over, counted from the last, if it is one and is known."""
+    if call.name != "einsum" or call.arguments is None:
+        return SUMMED.get(call.name, {}).get(operand)
+    terms, arrow, output = str(call.arguments["equation"]).replace(" ", "").partition("->")
+    letters = terms.split(",")[0 if operand == "input" else 1]
+    summed = [letter for letter in letters if letter.isalpha() and letter not in output]
+    if not arrow or len(summed) != 1 or "." in letters.partition(summed[0])[2]:
+        return None
+    return letters.index(summed[0]) - len(letters)
 
 
 def _parent(modules: dict[str, nn.Module], call: Call) -> nn.Module | None:

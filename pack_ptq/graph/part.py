@@ -56,6 +56,20 @@ def layer_part(chain: Chain, unit: Unit, path: str, label: str) -> Part:
     return Part(label if path == unit.name else f"{label}/{inside}", {path: layer}, {}, layer)
 
 
+def layer_inputs(part: Part, x: Tensor) -> list[list[Tensor]]:
+    """Run a part as it is set, and give what each layer reads at its calls, before it is quantized."""
+    layers = list(part.layers.values())
+    read: list[list[Tensor]] = [[] for _ in layers]
+    for layer, inputs in zip(layers, read, strict=True):
+        layer.inputs = inputs
+    try:
+        part.run(x)
+    finally:
+        for layer in layers:
+            layer.inputs = None
+    return read
+
+
 def layer_rows(chain: Chain, paths: Sequence[str]) -> dict[str, int]:
     """Give how many rows of its input each layer reads per sample: 1, or more where windows lie along the first axis.
 

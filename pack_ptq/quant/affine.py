@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+Limits = tuple[int, int] | tuple[Tensor, Tensor]  # the smallest and largest code, of all or of every channel
+
 
 def code_limits(bits: int, signed: bool) -> tuple[int, int]:
     """Give the smallest and largest code: two's complement if `signed`, else from 0."""
@@ -30,7 +32,7 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> 
     return scale, zero_point
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, limits: Limits) -> Tensor:
     """Give the nearest codes of `x` as floats: `clip(round(x / s) + z)`."""
     return (torch.round(x / scale) + zero_point).clamp(*limits)
 
@@ -40,7 +42,7 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (codes - zero_point) * scale
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, limits: Limits) -> Tensor:
     """Quantize and dequantize at once, without a useful gradient."""
     if torch.is_grad_enabled():
         return dequantize(quantize(x, scale, zero_point, limits), scale, zero_point)
@@ -58,7 +60,7 @@ class LearnedStepQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx, x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int], kept: Tensor | None = None
+        ctx, x: Tensor, scale: Tensor, zero_point: Tensor, limits: Limits, kept: Tensor | None = None
     ) -> Tensor:  # type: ignore[override]
         steps = x / scale
         codes = torch.round(steps).add_(zero_point)

@@ -37,6 +37,8 @@ class QuantizedLayer(nn.Module):
         trial: Weight to compute with as it is, while one is looked for.
         inputs: Takes what the layer reads at every call, if it is to be kept.
         correction: Added to the bias where the weight is quantized, if anything, shape (output channels,).
+        noise: Added to the input before it is quantized, if anything, and taken out again by the bias (NoisyQuant,
+            arXiv 2211.16056), shape (input channels,); of linear layers only.
         integer_bias: Round the bias to multiples of (input scale x weight scale), as int32 runtimes do (DEPLOY.md).
         counting: Samples of a batch whose elements and multiplications are to be noted, if any.
         input_elements: Of all calls for one sample.
@@ -44,6 +46,7 @@ class QuantizedLayer(nn.Module):
     """
 
     compensation: Tensor | None
+    noise: Tensor | None
 
     def __init__(self, layer: nn.Module, input_quantizer: ActivationQuantizer) -> None:
         super().__init__()
@@ -51,6 +54,7 @@ class QuantizedLayer(nn.Module):
         self.weight_quantizer = WeightQuantizer(channel_axis=1 if isinstance(layer, TRANSPOSED) else 0)
         self.input_quantizer = input_quantizer
         self.register_buffer("compensation", None, persistent=False)
+        self.register_buffer("noise", None, persistent=False)
         self.trial: Tensor | None = None
         self.inputs: list[Tensor] | None = None
         self.correction: nn.Parameter | None = None
@@ -103,15 +107,21 @@ class QuantizedLayer(nn.Module):
         """Quantize the input, the weight and the bias as set, and call the wrapped layer with them."""
         if self.inputs is not None:
             self.inputs.append(x)
-        x = self.input_quantizer(x)
-        if self.trial is not None:
-            return functional_call(self.layer, {"weight": self.trial}, (x,))
-        if self.weight_quantizer.mode == "off":
+        noise = self.noise if self.input_quantizer.is_quantizing else None
+        x = self.input_quantizer(x if noise is None else x + noise)
+        is_quantized = self.trial is None and self.weight_quantizer.mode != "off"
+        if self.trial is None and not is_quantized and noise is None:
             return self.layer(x)
-        parameters = {"weight": self.weight_quantizer(self.compensated_weight)}
-        bias = self.corrected_bias()
+        parameters = {"weight": self.weight if self.trial is None else self.trial}
+        bias = self.bias
+        if is_quantized:
+            parameters["weight"], bias = self.weight_quantizer(self.compensated_weight), self.corrected_bias()
+        if noise is not None:
+            added = parameters["weight"] @ noise
+            bias = -added if bias is None else bias - added
         if bias is not None:
-            parameters["bias"] = self.rounded_bias() if self._rounds_bias else bias
+            is_rounded = is_quantized and self.integer_bias and self.input_quantizer.is_quantizing
+            parameters["bias"] = self.rounded_bias(bias) if is_rounded else bias
         return functional_call(self.layer, parameters, (x,))
 
     def corrected_bias(self) -> Tensor | None:
@@ -120,14 +130,8 @@ class QuantizedLayer(nn.Module):
             return self.bias
         return self.bias + self.correction
 
-    @property
-    def _rounds_bias(self) -> bool:
-        return self.integer_bias and self.input_quantizer.enabled and self.input_quantizer.bits is not None
-
-    def rounded_bias(self) -> Tensor:
-        """Give the bias as int32 multiples of `s_x s_w`; transposed grouped layers keep theirs, for scales repeat."""
-        bias = self.corrected_bias()
-        assert bias is not None
+    def rounded_bias(self, bias: Tensor) -> Tensor:
+        """Give a bias as int32 multiples of `s_x s_w`; transposed grouped layers keep theirs, for scales repeat."""
         step = (self.weight_quantizer.learned_scale() * self.input_quantizer.scale).reshape(-1).detach()
         if step.numel() not in (1, bias.numel()):
             step = step.repeat(bias.numel() // step.numel())

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pack_ptq.quant.quantizers import ActivationQuantizer
+from pack_ptq.quant.row_observer import RowObserver
 
 Function = Callable[[dict[str, Any]], Tensor]
 
@@ -80,6 +81,7 @@ class QuantizedAttention(QuantizedProduct):
     def __init__(self) -> None:
         super().__init__(("query", "key", "probabilities", "value"))
         self.quantizers["probabilities"].role = "softmax"
+        self.quantizers["probabilities"].rows = RowObserver(-1)
 
     def compute(self, function: Function, arguments: dict[str, Any]) -> Tensor:
         """Compute attention; in its two products, if any operand is to be quantized or looked at."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pack_ptq.quant.affine import (
     LearnedStepQuantize,
+    Limits,
     affine_parameters,
     code_limits,
     dequantize,
@@ -20,6 +21,8 @@ from pack_ptq.quant.log_sqrt2 import log_sqrt2_quantize, log_sqrt2_scale
 from pack_ptq.quant.observers import ActivationObserver
 from pack_ptq.quant.ranges import weight_range
 from pack_ptq.quant.rounding import rounding_start, soft_rounding
+from pack_ptq.quant.row_observer import RowObserver, row_shares
+from pack_ptq.quant.split_channels import search_split
 from pack_ptq.types import ActivationKind, QuantizerSpec
 
 WeightMode = Literal["off", "nearest", "soft", "settled", "hard"]
@@ -135,10 +138,14 @@ class ActivationQuantizer(nn.Module):
 
     Attributes:
         role: What the values come of, by which a recipe chooses the kind.
-        kind: `uniform` affine codes; `focusing` on a learned part of the range; `log_sqrt2`, in steps of half a bit.
+        kind: `uniform` affine codes; `focusing` on a learned part of the range; `log_sqrt2`, in steps of half a bit;
+            `row_scaled`, uniform codes of what each value is beside the largest of its row.
         watching: In which pass of the calibration the input is only looked at, if any.
         observer: Of all values.
-        channels: Of every channel, where they are to be made alike.
+        channels: Of every channel, where they are to be made alike or split.
+        copies: Extra codes below and above of every channel, the last axis, if any; shape (2, channels).
+        rows: Of values beside the largest of their row, after softmax; none if it is not known which axis is summed,
+            where `focusing` stands in for `row_scaled`.
         enabled: Whether values are quantized at all.
         drop: Share of elements that stay as they are, drawn anew at each call (QDrop, arXiv 2203.05740), in [0, 1].
         generator: Source of that choice; it belongs to the fit, so that a resumed run draws the same.
@@ -147,6 +154,7 @@ class ActivationQuantizer(nn.Module):
     """
 
     zero_point: Tensor
+    copies: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,28 +165,56 @@ class ActivationQuantizer(nn.Module):
         self.watching: Literal["extremes", "values"] | None = None
         self.observer = ActivationObserver()
         self.channels: ChannelObserver | None = None
+        self.rows: RowObserver | None = None
         self.drop = 0.0
         self.generator: torch.Generator | None = None
         self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
         self.lower = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.register_buffer("zero_point", torch.zeros(()))
+        self.register_buffer("copies", None)
+
+    @property
+    def expansion(self) -> float:
+        """Codes of all channels over the number of channels, at least 1."""
+        return 1.0 if self.copies is None else 1 + self.copies.sum().item() / self.copies.shape[1]
+
+    @property
+    def is_quantizing(self) -> bool:
+        """Whether it gives its input in codes."""
+        return self.enabled and self.bits is not None
 
     @property
     def is_active(self) -> bool:
         """Whether it does anything with its input."""
-        return self.watching is not None or (self.enabled and self.bits is not None)
+        return self.watching is not None or self.is_quantizing
 
-    def set_range(self, spec: QuantizerSpec | None, kind: ActivationKind = "uniform") -> None:
-        """Choose the codes from what was observed; without a spec the values are never quantized."""
-        self.bits, self.kind = None if spec is None else spec.bits, kind
+    def set_range(self, spec: QuantizerSpec | None, kind: ActivationKind = "uniform", most_copies: float = 0.0) -> None:
+        """Choose the codes from what was observed.
+
+        Args:
+            spec: Bits and the kind of observer; without one the values are never quantized.
+            kind: Of the codes.
+            most_copies: Extra codes of channels over their number, at most, where every channel was observed.
+        """
+        self.bits, self.kind, self.copies = None if spec is None else spec.bits, kind, None
         if spec is None:
             return
+        if kind == "row_scaled" and self.rows is None:
+            self.kind = kind = "focusing"
         lower = torch.zeros(())
-        if kind == "uniform":
+        split = None
+        if kind == "uniform" and spec.observer == "mse" and self.channels is not None and most_copies > 0:
+            split = search_split(self.channels, spec.bits, most_copies)
+        if split is not None:
+            scale, self.zero_point = split.scale, split.zero_point.to(self.zero_point)
+            self.copies = split.copies.to(self.zero_point)
+        elif kind == "uniform":
             scale, zero_point = affine_parameters(*self.observer.range(spec), spec.bits, symmetric=False)
             self.zero_point = zero_point.to(self.zero_point)
         elif kind == "focusing":
             lower, scale = focusing_bounds(*self.observer.counts(), spec.bits)
+        elif kind == "row_scaled" and self.rows is not None:
+            scale, self.zero_point = self.rows.scale(spec.bits), torch.zeros_like(self.zero_point)
         else:
             lower = self.observer.low.clamp(max=0).float().cpu()
             scale = log_sqrt2_scale(*self.observer.counts(), spec.bits, lower.item())
@@ -205,7 +241,7 @@ class ActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Give `x` with its elements quantized, or as it is."""
-        for observer in (self.observer, self.channels) if self.watching else ():
+        for observer in (self.observer, self.channels, self.rows) if self.watching else ():
             if observer is not None and self.watching == "extremes":
                 observer.see_extremes(x)
             elif observer is not None:
@@ -217,7 +253,16 @@ class ActivationQuantizer(nn.Module):
             return focusing_quantize(x, self.lower, self.scale, self.bits, kept)
         if self.kind == "log_sqrt2":
             return log_sqrt2_quantize(x, self.scale, self.bits, self.lower, kept)
-        limits = code_limits(self.bits, signed=False)
+        if self.kind == "row_scaled" and self.rows is not None:
+            shares, largest = row_shares(x, self.rows.axis)
+            return self._uniform(shares, kept) * largest
+        return self._uniform(x, kept)
+
+    def _uniform(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        assert self.bits is not None
+        limits: Limits = code_limits(self.bits, signed=False)
+        if self.copies is not None:
+            limits = -limits[1] * self.copies[0], limits[1] * (1 + self.copies[1])
         if not torch.is_grad_enabled() and kept is None:
             return fake_quantize(x, self.scale, self.zero_point, limits)
         return LearnedStepQuantize.apply(x, self.scale, self.zero_point, limits, kept)

@@ -20,6 +20,7 @@ from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.prepare import Prepared
 from pack_ptq.graph.switch import quantized, switch
 from pack_ptq.quant.products import operand_quantizers
+from pack_ptq.quant.row_observer import row_shares
 from pack_ptq.states import put_ranges_state, put_rest_state, ranges_state, rest_state
 from pack_ptq.types import BitPlan, QuantizerSpec, Recipe
 
@@ -316,6 +317,10 @@ def test_at_two_bits_every_operand_takes_at_most_four_values(case: str) -> None:
 
     def look(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         assert output.shape == args[0].shape
+        if module.kind == "row_scaled":
+            shares = output / row_shares(args[0], module.rows.axis)[1]
+            output = (shares / module.scale).round()
+            assert torch.allclose(shares, output * module.scale, atol=1e-5)
         most[id(module)] = max(most.get(id(module), 0), len(output.unique()))
 
     image, *others = chain.quantizers.values()

@@ -1,0 +1,46 @@
+"""Null on the command line for what may be null, and refused for what may not."""
+
+import pytest
+
+from pack_ptq import UserError
+from pack_ptq.cli import parse
+from pack_ptq.null_keys import with_nulls
+from pack_ptq.types import Recipe
+
+
+def recipe_of(*arguments: str) -> Recipe:
+    return parse(["quantize", "--config", "digits_w3a3", *arguments])[1]["recipe"]
+
+
+@pytest.mark.parametrize("given", [["--recipe.reconstruction.steps", "null"], ["--recipe.reconstruction.steps=null"]])
+def test_steps_are_the_budgets_again(given: list[str]) -> None:
+    assert recipe_of().reconstruction.steps == 200
+    recipe = recipe_of("--recipe.reconstruction.batch_size", "7", *given, "--recipe.reconstruction.evaluations=3")
+    assert (recipe.reconstruction.steps, recipe.steps) == (None, 1000)
+    assert (recipe.reconstruction.batch_size, recipe.reconstruction.evaluations) == (7, 3), "what is around it stays"
+    assert recipe.tuning == recipe_of().tuning
+
+
+def test_every_key_of_a_recipe_that_may_be_null() -> None:
+    keys = ["reconstruction.curriculum", "reconstruction.bias_lr", "tuning.steps"]
+    recipe = recipe_of(*[f"--recipe.{key}=0.5" for key in keys[:2]], *[f"--recipe.{key}=null" for key in keys])
+    fit = recipe.reconstruction
+    assert (fit.curriculum, fit.bias_lr, recipe.tuning.steps) == (None, None, None)
+    assert fit.steps == 200
+
+
+def test_later_values_win() -> None:
+    key = "--recipe.reconstruction.steps"
+    assert recipe_of(f"{key}=null", f"{key}=3").reconstruction.steps == 3
+    assert recipe_of(f"{key}=3", f"{key}=null").reconstruction.steps is None
+
+
+@pytest.mark.parametrize("key", ["reconstruction.batch_size", "weight.bits", "reconstruction.low_rank.fit_steps"])
+def test_other_keys_are_refused(key: str) -> None:
+    with pytest.raises(UserError, match=rf"recipe\.{key} is .*; allowed: int"):
+        recipe_of(f"--recipe.{key}", "null")
+
+
+def test_other_arguments_stay_as_they_are() -> None:
+    arguments = ["--scoring.init_args.num_samples", "null", "--run_dir=null", "null", "--recipe.reconstruction.steps"]
+    assert with_nulls(arguments) == arguments
