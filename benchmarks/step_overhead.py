@@ -16,7 +16,9 @@ from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.part import unit_part
 from pack_ptq.graph.switch import switch
 from pack_ptq.models import CifarResNet
-from pack_ptq.modules.reconstruction import PackData, PackReconstruction, loader
+from pack_ptq.modules.pack_data import PackData
+from pack_ptq.modules.random_batches import loader
+from pack_ptq.modules.reconstruction import PackReconstruction
 from pack_ptq.trainers import make_trainer
 from pack_ptq.types import Hardware, QuantizerSpec, Recipe, ReconstructionSpec, Unit
 

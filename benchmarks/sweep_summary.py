@@ -36,7 +36,7 @@ over images; *less the mean* is the same after the logits' mean over the images 
 - **Low ones**: in `coat_tiny` one range for all channels of a depthwise convolution's input (`cpe2.proj`, -4780 to 3220
   under these weights) rounds most channels away; this operand alone has 0.55. `halonet_h1`, `davit_tiny` and
   `efficientvit_b0` were not examined; the others are nearly as sensitive to noise on the images, or just below 0.98.
-- **Refused or skipped**: for lack of memory (10 GB a network) or for more than 150 million parameters, not by structure.
+- **Refused or skipped**: for lack of memory (10 GB a network) or above 150 million parameters, none by structure.
 - **Left out**: what the preparation lists as left in full precision. A product that ran in full precision and is not
   listed would be named here as **silent**.
 """

@@ -68,6 +68,7 @@ def size_summary(chain: Chain, plan: BitPlan) -> dict[str, int]:
     own = set()
     for layer in chain.layers.values():
         own |= {id(t) for t in layer.weight_quantizer.buffers()} | {id(layer.weight), id(layer.correction)}
+        own.add(id(layer.noise))
     for quantizer in chain.quantizers.values():
         own |= {id(t) for t in (*quantizer.parameters(), *quantizer.buffers())}
     rest = sum(t.nbytes for key, t in tensors.items() if key not in own)
@@ -77,6 +78,7 @@ def size_summary(chain: Chain, plan: BitPlan) -> dict[str, int]:
         elements = round(layer.weight.numel() * layer.input_quantizer.expansion)
         packed += -(-elements * plan.weight[path] // 8)
         packed += layer.weight_quantizer.scale.numel() * SCALE_BYTES
+        packed += 0 if layer.noise is None else layer.noise.nbytes
         packed += 0 if layer.weight_quantizer.signed else layer.weight_quantizer.scale.numel() * ZERO_POINT_BYTES
     inputs = {id(quantizer) for name, quantizer in chain.quantizers.items() if plan.activation[name] is not None}
     packed += len(inputs) * (SCALE_BYTES + ZERO_POINT_BYTES)
