@@ -17,7 +17,7 @@ from pack_ptq.graph.part import unit_part
 from pack_ptq.graph.switch import switch
 from pack_ptq.models import CifarResNet
 from pack_ptq.modules.pack_data import PackData
-from pack_ptq.modules.random_batches import loader
+from pack_ptq.modules.random_batches import RandomBatches
 from pack_ptq.modules.reconstruction import PackReconstruction
 from pack_ptq.trainers import make_trainer
 from pack_ptq.types import Hardware, QuantizerSpec, Recipe, ReconstructionSpec, Unit
@@ -40,7 +40,7 @@ def bare(module: PackReconstruction, batches) -> None:
 def seconds(chain: Chain, unit: Unit, data: PackData, recipe: Recipe, through_lightning: bool) -> float:
     spec, steps = recipe.reconstruction, recipe.steps
     module = PackReconstruction(unit_part(chain, unit, unit.name), spec, steps, seed=0)
-    batches = loader(data, spec.batch_size, steps, seed=0)
+    batches = RandomBatches(data, spec.batch_size, steps, seed=0).loader()
     began = time.perf_counter()
     if through_lightning:
         callbacks = [KeepBest(data, set()), ReconstructionMonitor(), RunProgress([unit], steps, enabled=False)]

@@ -35,28 +35,20 @@ def merge_observers(chain: Chain, what: str) -> None:
     Raises:
         UserError: A layer's input holds NaN or infinity; the message names the layer.
     """
-    observers = {name: quantizer.observer for name, quantizer in chain.quantizers.items()}
-    seen = set()
-    for path, observer in observers.items():
-        if what == "extremes":
-            # A minimum over processes need not hand on NaN, but it does infinity.
-            low, high = observer.low.nan_to_num(-torch.inf, torch.inf, -torch.inf), observer.high
-            high = high.nan_to_num(torch.inf, torch.inf, -torch.inf)
-            observer.low, observer.high = all_reduce(low, "min"), all_reduce(high, "max")
-            if observer.low == -torch.inf or observer.high == torch.inf:
-                raise UserError(f"the input of layer {path} holds NaN or infinity; allowed: finite activations")
-        elif id(observer) not in seen:
-            observer.histogram = all_reduce(observer.histogram)
-        seen.add(id(observer))
-    # In the same order in every process, which a set's is not.
-    for channels in dict.fromkeys(q.channels for q in chain.quantizers.values() if q.channels is not None):
-        if what == "extremes":
-            channels.low, channels.high = all_reduce(channels.low, "min"), all_reduce(channels.high, "max")
-        else:
-            channels.histogram = all_reduce(channels.histogram)
+    # In the same order in every process, which a set's is not; an observer of several quantizers is merged once.
+    ranged = dict.fromkeys(o for q in chain.quantizers.values() for o in (q.observer, q.channels) if o is not None)
     if what == "values":
-        for rows in dict.fromkeys(q.rows for q in chain.quantizers.values() if q.rows is not None):
-            rows.histogram = all_reduce(rows.histogram)
+        for observer in (*ranged, *dict.fromkeys(q.rows for q in chain.quantizers.values() if q.rows is not None)):
+            observer.histogram = all_reduce(observer.histogram)
+        return
+    for observer in ranged:
+        # A minimum over processes need not hand on NaN, but it does infinity.
+        low = observer.low.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        high = observer.high.nan_to_num(torch.inf, torch.inf, -torch.inf)
+        observer.low, observer.high = all_reduce(low, "min"), all_reduce(high, "max")
+    for path, quantizer in chain.quantizers.items():
+        if quantizer.observer.low == -torch.inf or quantizer.observer.high == torch.inf:
+            raise UserError(f"the input of layer {path} holds NaN or infinity; allowed: finite activations")
 
 
 @torch.no_grad()

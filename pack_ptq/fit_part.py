@@ -16,7 +16,7 @@ from pack_ptq.graph.switch import quantized
 from pack_ptq.modules.easy_rows import EasyRows
 from pack_ptq.modules.output_error import output_error
 from pack_ptq.modules.pack_data import PackData
-from pack_ptq.modules.random_batches import loader
+from pack_ptq.modules.random_batches import RandomBatches
 from pack_ptq.modules.reconstruction import PackReconstruction
 from pack_ptq.schedules import evaluation_steps
 from pack_ptq.snapshot import Snapshot
@@ -81,7 +81,7 @@ def _fit_rounding(part: Part, data: PackData, recipe: Recipe, place: Workplace) 
             easy = EasyRows(torch.zeros(len(data.target)), spec.curriculum, steps)
             callbacks.append(Curriculum(data, easy))
         trainer = make_trainer(place.hardware, callbacks, place.logger, max_steps=steps)
-        trainer.fit(module, loader(data, spec.batch_size, steps, place.seed, easy=easy))
+        trainer.fit(module, RandomBatches(data, spec.batch_size, steps, place.seed, easy=easy).loader())
     module.to(data.target.budget.device)  # Lightning has moved the layers to the CPU
     module.end()
     if best.kept is not None and best.loss <= nearest_loss:  # nothing is kept of a fit whose losses overflow

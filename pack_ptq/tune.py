@@ -13,7 +13,7 @@ from pack_ptq.callbacks.tuning_monitor import TuningMonitor
 from pack_ptq.distributed import world
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
-from pack_ptq.modules.random_batches import loader
+from pack_ptq.modules.random_batches import RandomBatches
 from pack_ptq.modules.tuning import NetworkData, NetworkTuning, check_tuning
 from pack_ptq.schedules import evaluation_steps
 from pack_ptq.trainers import make_trainer
@@ -62,7 +62,7 @@ def tune(
     trainer = make_trainer(place.hardware, callbacks, place.logger, max_steps=steps)
     rows = torch.arange(len(data.target))
     seen = rows[rows % samples >= held_out]  # every view of a held-out sample is held out
-    trainer.fit(module, loader(data, spec.batch_size, steps, of_process, seen))
+    trainer.fit(module, RandomBatches(data, spec.batch_size, steps, of_process, seen).loader())
     chain.network.to(device)  # Lightning has moved it to the CPU
     module.end(best.kept)
     data.close()  # which Lightning's Trainer and its module, tied to each other, would hold for a while

@@ -8,7 +8,8 @@ from pack_ptq.errors import refuse
 
 BITS = range(2, 9)
 ActivationKind = Literal["uniform", "focusing", "log_sqrt2", "row_scaled"]
-KINDS: tuple[ActivationKind, ...] = ("uniform", "focusing", "log_sqrt2", "row_scaled")
+KINDS_OF_ALL: tuple[ActivationKind, ...] = ("uniform", "focusing", "log_sqrt2")
+KINDS: tuple[ActivationKind, ...] = (*KINDS_OF_ALL, "row_scaled")  # which needs rows of at least 0
 SEEDS = range(2**32)  # as NumPy takes them
 SEEDS_IN_WORDS = f"0 or more, up to {SEEDS[-1]}"
 
@@ -302,7 +303,7 @@ class Recipe(Record):
         _check_choice("recipe.profile", self.profile, ("paper", "deploy"))
         _check_choice("recipe.layer_norm", self.layer_norm, ("per_tensor", "reparameterised"))
         _check_choice("recipe.post_softmax", self.post_softmax, KINDS)
-        _check_choice("recipe.post_gelu", self.post_gelu, KINDS[:-1])
+        _check_choice("recipe.post_gelu", self.post_gelu, KINDS_OF_ALL)
         _check_choice("recipe.activation_noise", self.activation_noise, ("none", "searched"))
         _check_choice("recipe.budget", self.budget, tuple(STEPS))
         if not 0 <= self.split_channels <= 1:

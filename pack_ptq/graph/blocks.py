@@ -5,6 +5,7 @@ between them belong together: a residual branch, a dense block, an inception mod
 groups form one block; `group_layers` holds the rules.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +16,7 @@ from pack_ptq.errors import UserError
 from pack_ptq.graph.trace import INPUT, Call, ModuleSpan, Shape, Trace
 
 PLAIN_BLOCK_LAYERS = 4
+SELECTIONS = {"max", "amax", "__getitem__", "select", "narrow", "index_select"}
 HINT = "override the search with model.blocks, a list or pattern of module names ('.' is the whole network)"
 
 
@@ -200,7 +202,10 @@ def _elements(trace: Trace, cuts: list[int], groups: list[_Group]) -> list[Eleme
 
 
 def _boundary(calls: list[Call], cuts: list[int], group: _Group, following: _Group) -> int:
-    """Choose the cut between two groups: what keeps the shape (ReLU, norm) stays with the group before."""
+    """Choose the cut between two groups: what keeps the shape (ReLU, norm) stays with the group before.
+
+    So does what selects: the largest of a window or of all points, a class token. Nothing reads the other values.
+    """
     latest = following.first - 1
     if following.span is not None:
         latest = max(min(latest, following.span.first - 1), group.last)
@@ -210,8 +215,14 @@ def _boundary(calls: list[Call], cuts: list[int], group: _Group, following: _Gro
     earliest = group.span.last if group.span is not None else group.last
     choice = next((cut for cut in between if cut >= earliest), between[-1])
     for cut in between:
-        if cut > choice and calls[cut].output == calls[choice].output:
+        if cut > choice and (calls[cut].output == calls[choice].output or _selects(calls[choice : cut + 1])):
             choice = cut
         elif cut > choice:
             break
     return choice
+
+
+def _selects(calls: list[Call]) -> bool:
+    """Tell whether the last of these calls gives fewer values than the first, and one between them selects."""
+    before, after = (math.prod(call.output.at(2)) for call in (calls[0], calls[-1]))
+    return after < before and any(call.name in SELECTIONS or "max_pool" in call.name for call in calls[1:])

@@ -47,14 +47,6 @@ class RandomBatches(IterableDataset):
             drawn = torch.randperm(len(among), generator=self.generator)[: self.batch_size]
             yield self.data.rows(among[drawn])
 
-
-def loader(
-    data: PackData,
-    batch_size: int,
-    steps: int,
-    seed: int,
-    among: Tensor | None = None,
-    easy: EasyRows | None = None,
-) -> DataLoader:
-    """Give the random batches of a fit as Lightning takes them; for the arguments see `RandomBatches`."""
-    return DataLoader(RandomBatches(data, batch_size, steps, seed, among, easy), batch_size=None)
+    def loader(self) -> DataLoader:
+        """Give the batches as Lightning takes them."""
+        return DataLoader(self, batch_size=None)

@@ -1,5 +1,7 @@
 """Which blocks the search finds in small networks, what the override may say, and what is refused."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -186,11 +188,47 @@ def test_frames_in_the_batch_are_no_boundary() -> None:
     assert torch.allclose(chain.run(chain.run(x, 0, 1), 1), chain.network(x))
 
 
-def test_activation_stays_with_the_layer_before_and_pooling_goes_on() -> None:
+def test_activation_and_maximum_stay_with_the_layer_before_and_averaging_goes_on() -> None:
     chain = chain_of(FeedForward())
-    value = chain.run(X, 0, 1)
-    assert value.shape == (4, 4, 8, 8)
-    assert value.min() == 0
+    pooled, activated = chain.run(X, 0, 1), chain.run(X, 0, 2)
+    assert pooled.shape == activated.shape == (4, 4, 4, 4)
+    assert activated.min() == 0
+
+
+class Pooled(nn.Module):
+    """Points through a layer, then pooled, as PointNet does; written as its users write it."""
+
+    def __init__(self, pool: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.points, self.head, self.pool = nn.Conv1d(3, 4, 1), nn.Linear(4, 2), pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(F.relu(self.points(x.flatten(2)))).view(-1, 4))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: x.amax(2),
+        lambda x: torch.max(x, 2, keepdim=True)[0],
+        lambda x: x.max(-1).values,
+        lambda x: F.max_pool1d(x, x.shape[-1]),
+        lambda x: F.adaptive_max_pool1d(x, 1),
+        lambda x: x[..., 0],
+        lambda x: x.select(2, 0),
+    ],
+)
+def test_a_selection_stays_with_the_layer_before(pool: Callable[[Tensor], Tensor]) -> None:
+    assert prepare(Pooled(pool).eval(), X).chain.run(X, 0, 1).numel() == 4 * 4
+
+
+def test_a_maximum_that_is_repeated_for_every_point_goes_on() -> None:
+    network = Pooled(lambda x: torch.cat([x, x.amax(2, keepdim=True).expand_as(x)], 2).mean(2)).eval()
+    assert prepare(network, X).chain.run(X, 0, 1).shape == (4, 4, 64)
+
+
+def test_an_average_goes_on() -> None:
+    assert prepare(Pooled(lambda x: x.mean(2)).eval(), X).chain.run(X, 0, 1).shape == (4, 4, 64)
 
 
 def test_unused_layer_is_left_out() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pack_ptq.cache import MemoryBudget, fill
 from pack_ptq.modules.pack_data import PackData
-from pack_ptq.modules.random_batches import RandomBatches, loader
+from pack_ptq.modules.random_batches import RandomBatches
 
 
 def cached(rows: Tensor) -> Any:
@@ -32,7 +32,7 @@ def test_random_batches_are_whole_and_seeded() -> None:
     assert all(torch.equal(a, b) for a, b in zip(batches, drawn(8, 3), strict=True))
     assert not torch.equal(batches[0], drawn(8, 4)[0])
     assert drawn(500, 3)[0].shape == (20, 3), "never more than there are"
-    through_loader = [torch.cat(batch, 1) for batch in loader(data, 8, 5, 3)]
+    through_loader = [torch.cat(batch, 1) for batch in RandomBatches(data, 8, 5, 3).loader()]
     assert all(torch.equal(a, b) for a, b in zip(batches, through_loader, strict=True))
     weighted = replace(data, weight=cached(rows + 300))
     assert all(torch.equal(b[0] + 300, b[3]) for b in RandomBatches(weighted, 8, 5, 3)), "and so does the weight"
