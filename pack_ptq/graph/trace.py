@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pack_ptq.errors import UserError
 from pack_ptq.quant.products import QuantizedProduct
@@ -128,25 +130,35 @@ def arguments_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
     return dict(zip(OPERATIONS[name], args, strict=False)) | given
 
 
+def _form(leaf: Any) -> Any:
+    """Give the shape of a tensor in one recording; see `_join`."""
+    return Shape(tuple((n, n) for n in leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf
+
+
 class _Recorder(TorchFunctionMode):
     def __init__(self, network: nn.Module, x: Tensor) -> None:
         super().__init__()
         self.trace = Trace()
         self.paths = {id(module): path for path, module in network.named_modules()}
         self.stack: list[ModuleSpan] = []
-        self.values = {id(x): INPUT}
-        self.versions = [(INPUT, x, x._version)]
-        self.alive: list[Any] = [x]  # an id is only good while its object lives
+        # Neither holds what the network itself lets go, or all activations would be in memory at once.
+        self.values = WeakTensorKeyDictionary({x: INPUT})
+        self.sharing: dict[StorageWeakRef, list[int]] = {}  # the values that lie in one storage
+        self._note_storage(x, INPUT)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         tensors = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
-        inputs = tuple(dict.fromkeys(self.values[id(t)] for t in tensors if id(t) in self.values))
+        inputs = tuple(dict.fromkeys(self.values[t] for t in tensors if t in self.values))
         if inputs and call_name(func) in READS_DATA:
             raise UserError(
                 f"the network's forward pass reads its data as Python values ({call_name(func)}), so its control "
                 "flow may depend on the data; allowed: a fixed forward pass"
             )
+        versions = [(t, t._version) for t in tensors if t in self.values]
         result = func(*args, **(kwargs or {}))
+        for tensor, version in versions:
+            if tensor._version != version:
+                self.trace.changed.update(self.sharing.get(StorageWeakRef(tensor.untyped_storage()), ()))
         index = len(self.trace.calls)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         kind: Literal["tensor", "none", "other"] = "tensor" if outputs else "none" if result is None else "other"
@@ -154,25 +166,29 @@ class _Recorder(TorchFunctionMode):
         # A call that gives nothing has changed its first argument, as `x[i] = y` does.
         changed = outputs if outputs else tensors[:1] if kind == "none" else []
         if inputs:
-            self.values.update({id(t): index for t in changed})
-            self.versions += [(index, t, t._version) for t in changed]
-        self.alive.append((result, tensors))
+            for tensor in changed:
+                self.values[tensor] = index
+                self._note_storage(tensor, index)
         name, module = call_name(func), self.stack[-1].path if self.stack else ""
         operation = next((a for a in args if isinstance(a, nn.Module)), None)
         path = None if operation is None else self.paths.get(id(operation))
         layer, product = (None, path) if isinstance(operation, QuantizedProduct) else (path, None)
         single = isinstance(result, Tensor) and not aliased
-        call = Call(name, inputs, kind, result, module, layer, single, product)
+        call = Call(name, inputs, kind, tree_map(_form, result), module, layer, single, product)
         if inputs and name in OPERATIONS:
             call.arguments = tree_map(self._source, arguments_of(name, args, kwargs or {}))
         self.trace.calls.append(call)
         return result
 
+    def _note_storage(self, tensor: Tensor, value: int) -> None:
+        self.sharing.setdefault(StorageWeakRef(tensor.untyped_storage()), []).append(value)
+
     def _source(self, argument: Any) -> Any:
-        return Source(self.values[id(argument)]) if id(argument) in self.values else argument
+        is_value = isinstance(argument, Tensor) and argument in self.values
+        return Source(self.values[argument]) if is_value else argument
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        source = next((self.values.get(id(a)) for a in args if isinstance(a, Tensor)), None)
+        source = next((self.values.get(a) for a in args if isinstance(a, Tensor)), None)
         span = ModuleSpan(self.paths[id(module)], module, len(self.trace.calls), input=source)
         self.trace.spans.append(span)
         self.stack.append(span)
@@ -180,7 +196,7 @@ class _Recorder(TorchFunctionMode):
     def leave(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         span = self.stack.pop()
         span.last = len(self.trace.calls) - 1
-        span.output = self.values.get(id(result)) if isinstance(result, Tensor) else None
+        span.output = self.values.get(result) if isinstance(result, Tensor) else None
 
 
 def _record(network: nn.Module, x: Tensor) -> Trace:
@@ -197,13 +213,17 @@ def _record(network: nn.Module, x: Tensor) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    if not isinstance(result, Tensor) or id(result) not in recorder.values:
+    if not isinstance(result, Tensor) or result not in recorder.values:
         raise UserError(
             f"the network's output is {type(result).__name__}; allowed: one tensor that is computed from the input"
         )
-    recorder.trace.output = recorder.values[id(result)]
-    recorder.trace.changed = {value for value, tensor, version in recorder.versions if tensor._version != version}
+    recorder.trace.output = recorder.values[result]
     return recorder.trace
+
+
+def _join(two: Shape, three: Shape) -> Shape:
+    """Give the shape at any batch size from those of two recordings."""
+    return Shape(tuple((a, b) for (a, _), (_, b) in zip(two.dims, three.dims, strict=True)), two.dtype)
 
 
 def _names(trace: Trace) -> list[str]:
@@ -241,9 +261,7 @@ def trace_network(network: nn.Module, example: Tensor) -> Trace:
     for call, twin in zip(trace.calls, other.calls, strict=True):
         if call.kind == "tensor":
             call.output = tree_map(
-                lambda a, b: Shape(tuple(zip(a.shape, b.shape, strict=True)), a.dtype) if isinstance(a, Tensor) else a,
-                call.output,
-                twin.output,
+                lambda two, three: _join(two, three) if isinstance(two, Shape) else two, call.output, twin.output
             )
         else:
             call.output = None

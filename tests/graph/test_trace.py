@@ -1,5 +1,7 @@
 """Recording a forward pass, and inserting quantized layers by it."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -62,6 +64,25 @@ def test_overwritten_values_are_known() -> None:
     assert {0, names.index("add")} <= trace.changed
     assert not {INPUT, names.index("mul"), trace.output} & trace.changed
     assert INPUT in trace_network(nn.Sequential(nn.ReLU(True), nn.Conv2d(3, 4, 1)), X).changed
+
+
+def test_a_value_whose_tensor_is_gone_is_overwritten_through_a_view() -> None:
+    trace = trace_network(Function(lambda y: (y + 1).flatten(2).mul_(2).unflatten(2, (6, 6))), X)
+    names = [call.name for call in trace.calls]
+    assert trace.changed == {names.index("add"), names.index("flatten")}
+
+
+def test_values_that_the_network_lets_go_are_not_kept() -> None:
+    kept = []
+
+    def between(y: Tensor) -> Tensor:
+        first = weakref.ref(y + 1)
+        y = (y + 2) * 2
+        kept.append(first())
+        return y
+
+    trace_network(Function(between), X)
+    assert kept == [None, None]
 
 
 def test_the_input_is_not_overwritten_by_tracing() -> None:
