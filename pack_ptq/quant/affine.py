@@ -55,35 +55,27 @@ class LearnedStepQuantize(torch.autograd.Function):
 
     Adam is blind to a constant factor on a gradient, so LSQ's `1 / sqrt(N Q_p)` would change nothing. Elements where
     `kept` is 1 go through as they are (QDrop, arXiv 2203.05740). Masks are floats and steps are in place, since this
-    is run for every activation in every step of a fit.
+    is run for every activation in every step of a fit; few passes over the memory make most of its speed.
     """
 
     @staticmethod
     def forward(  # noqa: D102
         ctx, x: Tensor, scale: Tensor, zero_point: Tensor, limits: Limits, kept: Tensor | None = None
     ) -> Tensor:  # type: ignore[override]
-        steps = x / scale
-        codes = torch.round(steps).add_(zero_point)
-        shifted = codes.clone()
-        codes.clamp_(*limits)
-        outside = shifted.sub_(codes).abs_().clamp_(max=1)
-        codes.sub_(zero_point)
-        slope = None
-        if ctx.needs_input_grad[1]:
-            # Inside the range round(x/s) - x/s, outside the code of the end that was reached.
-            slope = steps.mul_(outside.neg().add_(1)).neg_().add_(codes)
-        output = codes.mul_(scale)
+        codes = (x / scale).round_().add_(zero_point)
+        output = codes.clamp(*limits)
+        passed = torch.eq(codes, output, out=codes)
+        output.sub_(zero_point).mul_(scale)
         if kept is not None:
-            output = output.lerp_(x, kept)
-            dropped = 1 - kept
-            outside.mul_(dropped)
-            slope = slope if slope is None else slope.mul_(dropped)
-        passed = outside.neg_().add_(1)
-        ctx.save_for_backward(passed if ctx.needs_input_grad[0] else None, slope)
+            output.lerp_(x, kept)
+            torch.maximum(passed, kept, out=passed)
+        # The scale times LSQ's slope: round(x/s) - x/s inside the range, outside the code of the end that was reached.
+        slope = output.addcmul(passed, x, value=-1) if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(passed if ctx.needs_input_grad[0] else None, slope, scale)
         return output
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]  # noqa: D102
-        passed, slope = ctx.saved_tensors
-        grad_scale = (grad * slope).sum() if slope is not None else None
+        passed, slope, scale = ctx.saved_tensors
+        grad_scale = (grad * slope).sum() / scale if slope is not None else None
         return grad * passed if passed is not None else None, grad_scale, None, None, None
