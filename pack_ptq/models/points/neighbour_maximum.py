@@ -5,5 +5,6 @@ from torch import Tensor
 
 def neighbour_maximum(x: Tensor) -> Tensor:
     """Take the maximum over neighbours: `(batch, channels, points, neighbours)` to `(batch, points, channels)`."""
-    # With channels as the last axis, as they lie in memory behind `group_points`; ten times as fast as `amax(3)`.
-    return x.permute(0, 2, 3, 1).amax(2)
+    # With channels as the last axis, as they lie in memory behind `group_points`, many times as fast as `max(3)`.
+    # Not `amax`, whose gradient is shared among equal neighbours, at five times the cost of a step.
+    return x.permute(0, 2, 3, 1).max(2).values
