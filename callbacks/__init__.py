@@ -3,7 +3,8 @@
 from pack_ptq.callbacks.bits import BitAssignment, UniformBits
 from pack_ptq.callbacks.curriculum import Curriculum
 from pack_ptq.callbacks.evaluation import Evaluation
-from pack_ptq.callbacks.keep_best import KeepBest, KeepBestTuning
+from pack_ptq.callbacks.keep_best import KeepBest
+from pack_ptq.callbacks.keep_best_tuning import KeepBestTuning
 from pack_ptq.callbacks.mixed_bits import MixedBits
 from pack_ptq.callbacks.monitor import ReconstructionMonitor
 from pack_ptq.callbacks.observation import Observation

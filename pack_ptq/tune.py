@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pack_ptq.cache import MemoryBudget, fill
-from pack_ptq.callbacks.keep_best import KeepBestTuning
+from pack_ptq.callbacks.keep_best_tuning import KeepBestTuning
 from pack_ptq.callbacks.progress import StepProgress
 from pack_ptq.callbacks.tuning_monitor import TuningMonitor
 from pack_ptq.distributed import world
@@ -29,7 +29,7 @@ def tune(
     place: Workplace | None = None,
     augment: Augment | None = None,
 ) -> TuningResult:
-    """Fit scales and biases to the network's own full-precision outputs; what is best on held-out samples is kept.
+    """Fit scales and biases to the network's own full-precision outputs; held-out samples judge what is kept.
 
     Args:
         chain: The network with hard codes and its biases still in full precision, on the device of the computation.
@@ -64,9 +64,11 @@ def tune(
     seen = rows[rows % samples >= held_out]  # every view of a held-out sample is held out
     trainer.fit(module, RandomBatches(data, spec.batch_size, steps, of_process, seen).loader())
     chain.network.to(device)  # Lightning has moved it to the CPU
-    module.end(best.kept)
+    kept = best.chosen()
+    module.end(kept.learned)
     data.close()  # which Lightning's Trainer and its module, tied to each other, would hold for a while
-    return TuningResult(steps, best.before, best.best, best.best < best.before, time.perf_counter() - began)
+    accepted = kept is not best.start
+    return TuningResult(steps, best.start.mean, kept.mean, accepted, time.perf_counter() - began)
 
 
 @torch.no_grad()

@@ -223,7 +223,8 @@ class TuningSpec(Record):
             then changed. No more are made than the steps use up, and one to judge by.
         held_out: Share of the calibration samples that the pass does not see, and whose second view judges it; where
             there is one view only, the samples themselves do.
-        evaluations: How often it is; the best iterate is kept, which may be the first.
+        evaluations: How often it is; the end is kept, unless an earlier iterate, or the start, is better by more than
+            twice the standard error of the difference.
     """
 
     steps: int | None = None
@@ -495,7 +496,8 @@ class TuningResult(Record):
         steps: Optimisation steps that were made.
         before: `KL(p_fp || p_q)` on the held-out calibration samples before it, in nats.
         after: The same with what is kept.
-        accepted: Whether tuning made it smaller; if not, all stays as it was.
+        accepted: Whether something of it is kept; if not, all stays as it was. If so, `after` may be above `before`,
+            by no more than chance.
         seconds: Time of the pass.
     """
 

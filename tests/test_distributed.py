@@ -117,7 +117,7 @@ def test_every_process_tunes_to_the_same(two):
         assert {k: v for k, v in result.items() if k != "seconds"} == {
             k: v for k, v in written["result"].items() if k != "seconds"
         }
-    assert written["result"]["after"] < written["result"]["before"]
+    assert written["result"]["accepted"]
 
 
 def test_processes_share_out_the_samples_and_change_them_on_their_own(two):

@@ -114,11 +114,11 @@ def test_scales_below_zero_are_undone_whatever_the_divergence(
 ) -> None:
     scales: list[Tensor] = []
 
-    def divergence(module: Any, *_: Any) -> float:
+    def divergences(module: Any, *_: Any) -> Tensor:
         scales.append(torch.stack([layer.input_quantizer.scale.detach().clone() for layer in module.layers]))
-        return 1.0 / len(scales)
+        return torch.ones(3).double() / len(scales)
 
-    monkeypatch.setattr(tuning.NetworkTuning, "divergence", divergence)
+    monkeypatch.setattr(tuning.NetworkTuning, "divergences", divergences)
     chain, result = run(hard_chain, batches, with_tuning(small_recipe, steps=1, activation_scale_lr=2.0))
     assert (scales[1] < 0).any()
     assert not result.accepted
@@ -240,11 +240,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch, divergences: list[float]) -> list[
     found: list[list[tuning.Learned]] = []
     values: Iterator[float] = iter(divergences)
 
-    def divergence(module: tuning.NetworkTuning, *_: Any) -> float:
+    def divergences(module: tuning.NetworkTuning, *_: Any) -> Tensor:
         found.append(module.learned())
-        return next(values)
+        return torch.full((3,), next(values), dtype=torch.float64)
 
-    monkeypatch.setattr(tuning.NetworkTuning, "divergence", divergence)
+    monkeypatch.setattr(tuning.NetworkTuning, "divergences", divergences)
     return found
 
 

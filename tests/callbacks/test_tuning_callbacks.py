@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import ttest_rel
 
 from pack_ptq.callbacks import KeepBestTuning, RunProgress, StepProgress, TuningMonitor
 from pack_ptq.types import Unit, UnitResult
+
+NAN = float("nan")
 
 
 def test_tuning_shows_where_it_stands() -> None:
@@ -20,30 +23,58 @@ def test_tuning_shows_where_it_stands() -> None:
     assert points == [({"tuning/divergence": step / 8}, step) for step in (0, 10, 20, 23)]
 
 
-def test_the_best_on_held_out_samples_is_kept_and_shown() -> None:
-    points: list[tuple[dict[str, float], int]] = []
-    scale = torch.tensor(1.0)
-    asked: list[tuple[Any, int]] = []
-    divergences = iter([4.0, 3.0, 1.0, 2.0])
+def judged(points: list[tuple[dict[str, float], int]], rows: list[list[float]], scales: list[float]) -> KeepBestTuning:
+    """Let a pass of as many measurements run, each with these divergences of its samples and this scale."""
+    found = iter(rows)
+    state = SimpleNamespace(scale=torch.tensor(1.0), seen=0)
 
-    def divergence(data: Any, count: int) -> float:
-        asked.append((data, count))
-        return next(divergences)
+    def divergences(data: Any, held_out: Any) -> torch.Tensor:
+        assert (data, held_out) == ("data", "held out")
+        state.seen += 1
+        return torch.tensor(next(found), dtype=torch.float64)
 
-    quantizer = SimpleNamespace(scale=scale)
-    module: Any = SimpleNamespace(quantizers=[quantizer], divergence=divergence, learned=lambda: [len(asked)])
-    logger = SimpleNamespace(log_metrics=lambda metrics, step: points.append((metrics, step)))
-    trainer: Any = SimpleNamespace(logger=logger)
-    best = KeepBestTuning("data", 7, {2, 4, 6})  # type: ignore[arg-type]
+    module: Any = SimpleNamespace(quantizers=[state], divergences=divergences, learned=lambda: state.seen)
+    trainer: Any = SimpleNamespace(
+        logger=SimpleNamespace(log_metrics=lambda metrics, step: points.append((metrics, step)))
+    )
+    best = KeepBestTuning("data", "held out", set(range(2, 2 * len(rows), 2)))  # type: ignore[arg-type]
     best.begin(module)
-    assert (best.before, best.best, best.kept) == (4.0, 4.0, [1])
-    for step in range(6):
-        scale.fill_(-1.0 if step == 3 else 1.0)
+    for step in range(2 * len(rows) - 2):
+        state.scale.fill_(scales[(step + 1) // 2])
         best.on_train_batch_end(trainer, module, None, None, step)
-    assert asked == [("data", 7)] * 4
-    assert (best.before, best.best, best.kept) == (4.0, 2.0, [4]), "not the one with a scale below 0"
+    return best
+
+
+def test_iterates_are_shown_and_those_without_sense_are_never_kept() -> None:
+    points: list[tuple[dict[str, float], int]] = []
+    best = judged(points, [[4.0, 4.0], [3.0, 3.0], [1.0, 1.0], [2.0, 2.0], [NAN, 0.0]], [1, 1, -1, 1, 1])
+    assert best.start.mean == 4
+    assert (best.chosen().mean, best.chosen().learned) == (2, 4), "not the one with a scale below 0, nor no number"
     key = "tuning/held_out_divergence"
-    assert points == [({key: 3.0}, 1), ({key: 1.0}, 3), ({key: 2.0}, 5)]
+    assert points[:3] == [({key: 3.0}, 1), ({key: 1.0}, 3), ({key: 2.0}, 5)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [
+        ([[4, 4, 4, 4], [1, 2, 3, 2], [3, 1, 2, 2]], 3),  # no difference
+        ([[4, 4, 4, 4], [2, 2, 2, 2], [2, 2, 2, 9]], 3),  # one sample decides: within two standard errors
+        ([[4, 4, 4, 4], [2, 2, 2, 2], [3, 3, 4, 3]], 2),  # all agree
+        ([[1, 1, 1, 1], [2, 2, 2, 3], [3, 3, 4, 3]], 1),  # the start
+        ([[1], [2]], 1),  # of a single sample nothing is known about chance
+    ],
+)
+def test_the_end_is_kept_unless_an_earlier_iterate_is_better_beyond_chance(rows: list[list[float]], kept: int) -> None:
+    best = judged([], rows, [1.0] * len(rows))
+    assert best.chosen().learned == kept
+    assert (best.chosen() is best.start) == (kept == 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_beyond_chance_is_a_paired_t_of_two(seed: int) -> None:
+    earlier, last = torch.rand(2, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
+    better = ttest_rel(last, earlier).statistic > 2
+    assert judged([], [earlier, last], [1.0, 1.0]).chosen().learned == (1 if better else 2)
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, capsys: Any, terminal: bool, act: Any) -> str:

@@ -1,0 +1,86 @@
+"""Choose what to keep of the pass over the whole network, judged by held-out samples."""
+
+import math
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from pack_ptq.distributed import all_reduce
+from pack_ptq.modules.pack_data import PackData
+from pack_ptq.modules.tuning import Learned, NetworkTuning
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """Where the pass over the whole network stood at some step.
+
+    Attributes:
+        divergences: From full precision on every held-out sample of this process.
+        mean: Over the samples of all processes.
+        learned: Scales and biases.
+    """
+
+    divergences: Tensor
+    mean: float
+    learned: Learned
+
+    @classmethod
+    def of(cls, module: NetworkTuning, data: PackData, held_out: slice) -> "Iterate":
+        """Measure the network as it is now."""
+        divergences = module.divergences(data, held_out)
+        count, total = all_reduce(torch.stack([torch.ones_like(divergences), divergences], 1).sum(0))
+        return cls(divergences, (total / count).item(), module.learned())
+
+    def beats(self, other: "Iterate") -> bool:
+        """Tell whether it is better by more than chance: twice the standard error of the mean difference."""
+        gain = other.divergences - self.divergences
+        count, total, squares = all_reduce(torch.stack([torch.ones_like(gain), gain, gain.square()], 1).sum(0)).tolist()
+        mean = total / count
+        variance = max(0.0, squares / count - mean**2)
+        return mean > 2 * math.sqrt(variance / max(1, count - 1))
+
+
+class KeepBestTuning(L.Callback):
+    """Measures the whole network on held-out samples at some steps and chooses the scales and biases to keep.
+
+    These are the last, unless earlier ones beat them. A dozen held-out samples, which the units were fitted to besides,
+    cannot tell two good iterates from one another (docs/experiments.md).
+
+    Args:
+        data: Inputs and full-precision outputs.
+        held_out: Rows of samples that the tuning does not see.
+        steps: Step counts after which to measure, besides the start.
+    """
+
+    def __init__(self, data: PackData, held_out: slice, steps: set[int]) -> None:
+        self.data, self.held_out, self.steps = data, held_out, steps
+        self.iterates: list[Iterate] = []
+
+    def begin(self, module: NetworkTuning) -> None:
+        """Measure and hold what there is before the first step."""
+        self.iterates = [Iterate.of(module, self.data, self.held_out)]
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, module: NetworkTuning, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Measure if it is time to."""
+        if batch_idx + 1 not in self.steps:
+            return
+        iterate = Iterate.of(module, self.data, self.held_out)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({"tuning/held_out_divergence": iterate.mean}, step=batch_idx)
+        # A rate beyond reason may lead a scale to 0 or below, or the output to overflow.
+        if math.isfinite(iterate.mean) and all(bool(quantizer.scale > 0) for quantizer in module.quantizers):
+            self.iterates.append(iterate)
+
+    @property
+    def start(self) -> Iterate:
+        """What there was before the first step."""
+        return self.iterates[0]
+
+    def chosen(self) -> Iterate:
+        """Give what to keep, which may be the start."""
+        *earlier, last = self.iterates
+        return min((each for each in earlier if each.beats(last)), key=lambda each: each.mean, default=last)
