@@ -37,7 +37,8 @@ from pack_ptq.graph.switch import switch
 from pack_ptq.types import QuantizerSpec, Recipe
 
 MOST_PARAMETERS = 150e6
-CALIBRATION, TEST, BATCH = 16, 8, 4
+CALIBRATION, TEST = 16, 8
+PIXELS = 4 * 512**2  # of one batch
 NEAR = 1.2
 NOISE = 0.01
 SMALL = r"atto|femto|pico|nano|tiny|xxs|mini|_xs|_x+_small"
@@ -102,16 +103,21 @@ def catalogue(cache: Path) -> list[Entry]:
     return chosen
 
 
+def batches(images: Tensor) -> list[Tensor]:
+    """Split into batches of at most 4, fewer of large images."""
+    return list(images.split(max(1, min(4, PIXELS // images[0, 0].numel()))))
+
+
 @torch.no_grad()
 def logits(network: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([network(batch).flatten(1).double() for batch in images.split(BATCH)])
+    return torch.cat([network(batch).flatten(1).double() for batch in batches(images)])
 
 
-def quantize(chain: Chain, batches: list[Tensor]) -> None:
+def quantize(chain: Chain, images: list[Tensor]) -> None:
     """Give all layers and products 8 bits, and turn them on."""
     spec = QuantizerSpec(bits=8, observer="minmax")  # the search for the smallest error is for low widths
     recipe = Recipe(spec, QuantizerSpec(bits=8, per_channel=False))
-    observe(chain, batches)
+    observe(chain, images)
     operands = [name for name in chain.quantizers if name not in chain.layers]
     set_ranges(chain, plan_bits([list(chain.layers)], [(8, 8)], recipe, [operands]), recipe)
     switch(chain.operations, "nearest", activations=True)
@@ -141,7 +147,7 @@ def measure(library: str, model: str) -> Entry:
         return {"status": "crashed", "reason": "the random weights give NaN or infinity in full precision"}
     try:
         ready = prepare(network, calibration[:2])
-        quantize(ready.chain, list(calibration.split(BATCH)))
+        quantize(ready.chain, batches(calibration))
     except UserError as error:
         return {"status": "refused", "reason": str(error)}
     coverage = executed_products(ready.chain.network, test[:1])

@@ -246,8 +246,9 @@ class ActivationQuantizer(nn.Module):
                 observer.see_extremes(x)
             elif observer is not None:
                 observer.see_values(x)
-        if not self.enabled or self.bits is None:
+        if not self.is_quantizing:
             return x
+        assert self.bits is not None
         kept = random_mask(x, self.drop, self.generator) if self.drop > 0 else None
         if self.kind == "focusing":
             return focusing_quantize(x, self.lower, self.scale, self.bits, kept)
