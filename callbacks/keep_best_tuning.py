@@ -45,8 +45,8 @@ class Iterate:
 class KeepBestTuning(L.Callback):
     """Measures the whole network on held-out samples at some steps and chooses the scales and biases to keep.
 
-    These are the last, unless earlier ones beat them. A dozen held-out samples, which the units were fitted to besides,
-    cannot tell two good iterates from one another (docs/experiments.md).
+    These are the best after the first step, unless those before it beat them. Units were fitted to the held-out
+    samples, too, which flatters the start; a dozen of them would undo what helps on any others (docs/experiments.md).
 
     Args:
         data: Inputs and full-precision outputs.
@@ -82,5 +82,6 @@ class KeepBestTuning(L.Callback):
 
     def chosen(self) -> Iterate:
         """Give what to keep, which may be the start."""
-        *earlier, last = self.iterates
-        return min((each for each in earlier if each.beats(last)), key=lambda each: each.mean, default=last)
+        start, *tuned = self.iterates
+        best = min(tuned, key=lambda each: each.mean, default=start)
+        return start if start.beats(best) else best

@@ -223,8 +223,8 @@ class TuningSpec(Record):
             then changed. No more are made than the steps use up, and one to judge by.
         held_out: Share of the calibration samples that the pass does not see, and whose second view judges it; where
             there is one view only, the samples themselves do.
-        evaluations: How often it is; the end is kept, unless an earlier iterate, or the start, is better by more than
-            twice the standard error of the difference.
+        evaluations: How often it is; the best iterate is kept, unless the start is better by more than twice the
+            standard error of the difference.
     """
 
     steps: int | None = None

@@ -57,14 +57,15 @@ def test_iterates_are_shown_and_those_without_sense_are_never_kept() -> None:
 @pytest.mark.parametrize(
     ("rows", "kept"),
     [
-        ([[4, 4, 4, 4], [1, 2, 3, 2], [3, 1, 2, 2]], 3),  # no difference
-        ([[4, 4, 4, 4], [2, 2, 2, 2], [2, 2, 2, 9]], 3),  # one sample decides: within two standard errors
-        ([[4, 4, 4, 4], [2, 2, 2, 2], [3, 3, 4, 3]], 2),  # all agree
-        ([[1, 1, 1, 1], [2, 2, 2, 3], [3, 3, 4, 3]], 1),  # the start
+        ([[2, 2, 2, 2], [3, 3, 3, 3], [3, 1, 2, 3]], 3),  # the best, which differs from the start by chance
+        ([[2, 2, 2, 2], [2, 2, 1, 9], [2, 2, 2, 9]], 2),  # one sample decides: within two standard errors
+        ([[4, 4, 4, 4], [2, 2, 2, 2], [3, 3, 4, 3]], 2),  # the best
+        ([[1, 1, 1, 1], [2, 2, 2, 3], [3, 3, 4, 3]], 1),  # the start, on which all agree
         ([[1], [2]], 1),  # of a single sample nothing is known about chance
+        ([[2, 2]], 1),  # nothing else was sound
     ],
 )
-def test_the_end_is_kept_unless_an_earlier_iterate_is_better_beyond_chance(rows: list[list[float]], kept: int) -> None:
+def test_the_best_is_kept_unless_the_start_is_better_beyond_chance(rows: list[list[float]], kept: int) -> None:
     best = judged([], rows, [1.0] * len(rows))
     assert best.chosen().learned == kept
     assert (best.chosen() is best.start) == (kept == 1)
