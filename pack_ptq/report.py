@@ -132,7 +132,9 @@ def render(report: dict[str, Any], run_dir: str) -> str:
         lines += _mixed_lines(bits)
     if tuning:
         fate = "" if tuning["accepted"] else ", and nothing of it kept, for it ended worse"
-        change = f"KL {tuning['before']:.4g} -> {tuning['after']:.4g} nats"
+        if tuning["accepted"] and tuning["after"] > tuning["before"]:
+            fate = ", no worse beyond chance"
+        change = f"KL {tuning['before']:.4g} -> {tuning['after']:.4g} nats on held-out samples"
         lines.append(f"tuning: {tuning['steps']} steps, {change}{fate}")
     if rejected:
         lines.append(f"kept rounded to nearest, for reconstruction ended worse: {', '.join(rejected)}")

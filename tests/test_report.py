@@ -174,10 +174,14 @@ def test_table_tells_what_tuning_did() -> None:
     tuning = {"steps": 400, "before": 0.26, "after": 0.19, "accepted": True, "seconds": 7.0}
     seconds = report()["seconds"] | {"tuning": 7.0}
     table = render(report(tuning=tuning, seconds=seconds), "runs/x")
-    assert "\ntuning: 400 steps, KL 0.26 -> 0.19 nats\n" in table
+    assert "\ntuning: 400 steps, KL 0.26 -> 0.19 nats on held-out samples\n" in table
     assert "reconstruction 3.0, tuning 7.0, total 6.5" in table
+    tuning |= {"after": 0.27}
+    assert "KL 0.26 -> 0.27 nats on held-out samples, no worse beyond chance" in render(
+        report(tuning=tuning, seconds=seconds), ""
+    )
     tuning |= {"after": 0.26, "accepted": False}
-    assert "KL 0.26 -> 0.26 nats, and nothing of it kept, for it ended worse" in render(
+    assert "KL 0.26 -> 0.26 nats on held-out samples, and nothing of it kept, for it ended worse" in render(
         report(tuning=tuning, seconds=seconds), ""
     )
     assert "tuning" not in render(report(tuning=None, seconds=report()["seconds"] | {"tuning": 0.0}), "runs/x")

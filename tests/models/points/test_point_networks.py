@@ -141,3 +141,11 @@ def check_blocks(network, x, names):
 def test_part_of_the_calls_is_recorded():
     prepared = prepare(ready(PointNet2()), torch.randn(2, 64, 3))
     assert len(prepared.chain.trace.calls) < 60  # farthest-point sampling alone makes hundreds
+
+
+@pytest.mark.parametrize(("network", "link"), [(PointNet(), 4), (DensePoint(), 5), (DGCNN(), 4)])
+def test_what_is_left_of_all_points_ends_the_unit_that_reads_them(network: nn.Module, link: int) -> None:
+    x = torch.randn(2, 128, 3, generator=torch.Generator().manual_seed(0))
+    chain = prepare(ready(network), x).chain
+    assert chain.run(x, 0, link).ndim == 3
+    assert chain.run(x, 0, link + 1).ndim == 2
