@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -57,19 +58,17 @@ class Coverage(TorchDispatchMode):
         self.outside: dict[tuple[str, str], int] = {}
         self.inside = 0
         self.stack = [""]
-        self.alive: list[Any] = [x]  # the address of a storage is only good while it lives
-        self.reached = {x.untyped_storage()._cdata}
+        self.reached = {_storage(x)}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        depends = any(t.untyped_storage()._cdata in self.reached for t in tensors)
+        depends = any(_storage(t) in self.reached for t in tensors)
         if depends:
             changed = tensors[:1] if func._schema.is_mutable else []
             outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-            self.reached.update(t.untyped_storage()._cdata for t in (*outputs, *changed))
-            self.alive.append(outputs)
+            self.reached.update(_storage(t) for t in (*outputs, *changed))
         macs = _multiplications(func._overloadpacket, args, kwargs, result)
         if macs:
             where = "quantized" if self.inside else "outside" if depends else "constant"
@@ -78,6 +77,11 @@ class Coverage(TorchDispatchMode):
                 key = (self.stack[-1], str(func._overloadpacket).removeprefix("aten."))
                 self.outside[key] = self.outside.get(key, 0) + macs
         return result
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    """Give where a tensor lies; while this reference lives nothing else gets the address, though the memory is free."""
+    return StorageWeakRef(tensor.untyped_storage())
 
 
 def _multiplications(packet: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> int:
