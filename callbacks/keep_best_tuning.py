@@ -34,12 +34,17 @@ class Iterate:
         return cls(divergences, (total / count).item(), module.learned())
 
     def beats(self, other: "Iterate") -> bool:
-        """Tell whether it is better by more than chance: twice the standard error of the mean difference."""
+        """Tell whether it is better by more than chance.
+
+        That is by more than twice the standard error of the mean difference, or with less than half the divergence,
+        for a single sample that is far off widens the error as it does the mean.
+        """
         gain = other.divergences - self.divergences
         count, total, squares = all_reduce(torch.stack([torch.ones_like(gain), gain, gain.square()], 1).sum(0)).tolist()
         mean = total / count
         variance = max(0.0, squares / count - mean**2)
-        return mean > 2 * math.sqrt(variance / max(1, count - 1))
+        beyond_chance = count > 1 and mean > 2 * math.sqrt(variance / (count - 1))
+        return beyond_chance or 2 * self.mean < other.mean
 
 
 class KeepBestTuning(L.Callback):

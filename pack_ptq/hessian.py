@@ -107,7 +107,7 @@ class HessianScorer:
 
     def _elements(self, link: int) -> int:
         """Give the number of elements in one sample's output of a link."""
-        return prod(self.chain.trace.calls[self.chain.elements[link].stop].output.at(1))
+        return prod(self.chain.form_behind(link).at(1))
 
     def compute(self) -> BlockScores:
         """Merge over processes and give the scores."""

@@ -34,7 +34,7 @@ def check_cache(chain: Chain, batch_size: int, limit: int) -> None:
     Raises:
         UserError: One batch is larger than the limit; the message names the bytes that the largest one takes.
     """
-    boundaries = [chain.trace.calls[element.stop].output for element in chain.elements]
+    boundaries = [chain.form_behind(link) for link in range(len(chain))]
     batches = [torch.empty(shape.at(batch_size), dtype=shape.dtype, device="meta") for shape in boundaries]
     batches.append(torch.empty((batch_size, *chain.input_shape), device="meta"))
     MemoryBudget(limit).check_batch(max(batches, key=lambda batch: batch.nbytes))

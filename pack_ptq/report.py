@@ -131,7 +131,7 @@ def render(report: dict[str, Any], run_dir: str) -> str:
     if "mixed" in bits:
         lines += _mixed_lines(bits)
     if tuning:
-        fate = "" if tuning["accepted"] else ", and nothing of it kept, for it ended worse"
+        fate = "" if tuning["accepted"] else ", and nothing of it kept"
         if tuning["accepted"] and tuning["after"] > tuning["before"]:
             fate = ", no worse beyond chance"
         change = f"KL {tuning['before']:.4g} -> {tuning['after']:.4g} nats on held-out samples"

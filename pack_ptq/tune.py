@@ -54,7 +54,7 @@ def tune(
     data = _outputs(chain, views, samples * views.count, sizes[0], budget)
     held_out = max(1, int(samples * spec.held_out))
     module = NetworkTuning(chain, spec, steps, recipe.weight.bits)
-    # The units were fitted to the samples as they are, which flatters the codes there; other views judge without bias.
+    # The units were fitted to the samples as they are, which flatters the codes there; other views do less.
     start = samples if views.count > 1 else 0
     best = KeepBestTuning(data, slice(start, start + held_out), evaluation_steps(steps, spec.evaluations))
     best.begin(module)

@@ -224,7 +224,7 @@ class TuningSpec(Record):
         held_out: Share of the calibration samples that the pass does not see, and whose second view judges it; where
             there is one view only, the samples themselves do.
         evaluations: How often it is; the best iterate is kept, unless the start is better by more than twice the
-            standard error of the difference.
+            standard error of the difference, or has less than half the divergence.
     """
 
     steps: int | None = None

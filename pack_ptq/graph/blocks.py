@@ -16,7 +16,7 @@ from pack_ptq.errors import UserError
 from pack_ptq.graph.trace import INPUT, Call, ModuleSpan, Shape, Trace
 
 PLAIN_BLOCK_LAYERS = 4
-SELECTIONS = {"max", "amax", "__getitem__", "select", "narrow", "index_select"}
+SELECTIONS = {"max", "amax", "__getitem__", "select", "narrow", "index_select", "unbind"}
 HINT = "override the search with model.blocks, a list or pattern of module names ('.' is the whole network)"
 
 
@@ -62,8 +62,8 @@ def find_cuts(trace: Trace, in_place: bool) -> list[int]:
         if not call.inputs or call.kind == "other":
             continue
         # A value whose first dimension is not the batch, as images in time, does not tell the size of the batch.
-        by_sample = isinstance(call.output, Shape) and call.output.dims[:1] == ((2, 3),)
-        if reach <= index and by_sample and (call.single or in_place):
+        by_sample = call.form is not None and call.form.dims[:1] == ((2, 3),)
+        if reach <= index and by_sample and (call.new or (in_place and isinstance(call.output, Shape))):
             cuts.append(index)
         reach = max(reach, last_use.get(index, -1))
     return [cut for cut in cuts if cut <= trace.output]
@@ -214,8 +214,10 @@ def _boundary(calls: list[Call], cuts: list[int], group: _Group, following: _Gro
         between = [cut for cut in cuts if group.last <= cut < following.first][:1]
     earliest = group.span.last if group.span is not None else group.last
     choice = next((cut for cut in between if cut >= earliest), between[-1])
-    for cut in between:
-        if cut > choice and (calls[cut].output == calls[choice].output or _selects(calls[choice : cut + 1])):
+    behind = [cut for cut in between if cut > choice]
+    choice = next((cut for cut in behind if _selects(calls[choice : cut + 1])), choice)
+    for cut in behind:
+        if cut > choice and calls[cut].form == calls[choice].form:
             choice = cut
         elif cut > choice:
             break
@@ -223,6 +225,7 @@ def _boundary(calls: list[Call], cuts: list[int], group: _Group, following: _Gro
 
 
 def _selects(calls: list[Call]) -> bool:
-    """Tell whether the last of these calls gives fewer values than the first, and one between them selects."""
-    before, after = (math.prod(call.output.at(2)) for call in (calls[0], calls[-1]))
-    return after < before and any(call.name in SELECTIONS or "max_pool" in call.name for call in calls[1:])
+    """Tell whether the last of these calls gives fewer values than the first, and one on the way selects."""
+    before, after = (math.prod(call.form.at(2)) for call in (calls[0], calls[-1]) if call.form is not None)
+    names = [call.name for call in calls[1:] if call.inputs]
+    return after < before and any(name in SELECTIONS or "max_pool" in name for name in names)

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from pack_ptq.errors import UserError
 from pack_ptq.graph.blocks import Element
-from pack_ptq.graph.trace import INPUT, Shape, Trace, call_name
+from pack_ptq.graph.trace import INPUT, Call, Shape, Trace, call_name
 from pack_ptq.quant.layers import QuantizedLayer
 from pack_ptq.quant.products import QuantizedProduct, operand_quantizers
 from pack_ptq.quant.quantizers import ActivationQuantizer
@@ -43,20 +43,30 @@ class _Replay(TorchFunctionMode):
         call = self.calls[index]
         if index < self.start and call.inputs and call.kind != "other":
             return tree_map(self._placeholder, call.output)
-        result = self.value if index == self.start else func(*args, **(kwargs or {}))
+        result = self._given(call) if index == self.start else func(*args, **(kwargs or {}))
         if index in self.wanted:
-            self.found[index] = result
             # What was collected must not change when the network goes on in place.
-            result = result.clone() if index in self.changed else result
+            self.found[index] = _read(call, result).clone() if index in self.changed else _read(call, result)
         if index == self.stop:
-            self.found[index] = result
+            self.found[index] = _read(call, result)
             raise _ReachedStop
         return result
+
+    def _given(self, call: Call) -> Any:
+        """Give the value as what its call gives: alone, or among tensors that nothing reads."""
+        leaves, form = tree_flatten(tree_map(self._placeholder, call.output))
+        leaves[call.place or 0] = self.value
+        return tree_unflatten(leaves, form)
 
     def _placeholder(self, form: Any) -> Any:
         if not isinstance(form, Shape):
             return form
         return torch.zeros((), dtype=form.dtype, device=self.value.device).expand(form.at(len(self.value)))
+
+
+def _read(call: Call, result: Any) -> Tensor:
+    """Give what the network reads of what a call gives."""
+    return tree_leaves(result)[call.place or 0]
 
 
 class Chain:
@@ -94,6 +104,12 @@ class Chain:
 
     def __len__(self) -> int:
         return len(self.elements)
+
+    def form_behind(self, link: int) -> Shape:
+        """Give the form of the value that a link gives."""
+        form = self.trace.calls[self.elements[link].stop].form
+        assert form is not None
+        return form
 
     def layers_of(self, start: int, stop: int) -> dict[str, QuantizedLayer]:
         """Give the quantized layers of the links `start..stop-1` by path."""

@@ -68,7 +68,8 @@ class Call:
         output: Form of what it gives, with `Shape` in place of tensors.
         module: Path of the innermost module that made the call.
         layer: Path of the quantized layer, if the call is one.
-        single: It gives one new tensor, which nothing else aliases as an object.
+        new: Nothing else aliases what it gives as an object.
+        read: Places of the tensors that later calls read, if it gives several, as `max` over an axis does.
         product: Path of the quantized product, if the call is one.
         arguments: Of one of the `OPERATIONS`, by name, with `Source` in place of what depends on the input.
     """
@@ -79,9 +80,22 @@ class Call:
     output: Any
     module: str
     layer: str | None
-    single: bool
+    new: bool
     product: str | None = None
     arguments: dict[str, Any] | None = None
+    read: set[int] = field(default_factory=set)
+
+    @property
+    def place(self) -> int | None:
+        """Where among the tensors it gives the only one lies that is read; nothing if there are several."""
+        if isinstance(self.output, Shape):
+            return 0
+        return next(iter(self.read)) if len(self.read) == 1 else None
+
+    @property
+    def form(self) -> Shape | None:
+        """Form of the only tensor it gives that is read; nothing if there are several."""
+        return None if self.place is None else tree_leaves(self.output)[self.place]
 
 
 @dataclass
@@ -130,6 +144,14 @@ def arguments_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
     return dict(zip(OPERATIONS[name], args, strict=False)) | given
 
 
+def _storage(tensor: Tensor) -> StorageWeakRef | None:
+    """Give where a tensor lies; while this reference lives nothing else gets the address, though the memory is free."""
+    try:
+        return StorageWeakRef(tensor.untyped_storage())
+    except NotImplementedError:  # a sparse tensor has none
+        return None
+
+
 def _form(leaf: Any) -> Any:
     """Give the shape of a tensor in one recording; see `_join`."""
     return Shape(tuple((n, n) for n in leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf
@@ -143,7 +165,8 @@ class _Recorder(TorchFunctionMode):
         self.stack: list[ModuleSpan] = []
         # Neither holds what the network itself lets go, or all activations would be in memory at once.
         self.values = WeakTensorKeyDictionary({x: INPUT})
-        self.sharing: dict[StorageWeakRef, list[int]] = {}  # the values that lie in one storage
+        self.places = WeakTensorKeyDictionary()  # among the tensors of one call
+        self.sharing: dict[StorageWeakRef | None, list[int]] = {None: []}  # the values that lie in one storage
         self._note_storage(x, INPUT)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -154,11 +177,11 @@ class _Recorder(TorchFunctionMode):
                 f"the network's forward pass reads its data as Python values ({call_name(func)}), so its control "
                 "flow may depend on the data; allowed: a fixed forward pass"
             )
-        versions = [(t, t._version) for t in tensors if t in self.values]
+        versions = [(t, t._version) for t in tensors if not t.is_inference()]
         result = func(*args, **(kwargs or {}))
         for tensor, version in versions:
             if tensor._version != version:
-                self.trace.changed.update(self.sharing.get(StorageWeakRef(tensor.untyped_storage()), ()))
+                self.trace.changed.update(self.sharing.get(_storage(tensor), ()))
         index = len(self.trace.calls)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         kind: Literal["tensor", "none", "other"] = "tensor" if outputs else "none" if result is None else "other"
@@ -166,22 +189,32 @@ class _Recorder(TorchFunctionMode):
         # A call that gives nothing has changed its first argument, as `x[i] = y` does.
         changed = outputs if outputs else tensors[:1] if kind == "none" else []
         if inputs:
+            if kind != "other":
+                self._note_read(tensors)
             for tensor in changed:
                 self.values[tensor] = index
+                self.places.pop(tensor, None)
                 self._note_storage(tensor, index)
+            if not isinstance(result, Tensor):
+                leaves = enumerate(tree_leaves(result))
+                self.places.update({leaf: place for place, leaf in leaves if isinstance(leaf, Tensor)})
         name, module = call_name(func), self.stack[-1].path if self.stack else ""
         operation = next((a for a in args if isinstance(a, nn.Module)), None)
         path = None if operation is None else self.paths.get(id(operation))
         layer, product = (None, path) if isinstance(operation, QuantizedProduct) else (path, None)
-        single = isinstance(result, Tensor) and not aliased
-        call = Call(name, inputs, kind, tree_map(_form, result), module, layer, single, product)
+        call = Call(name, inputs, kind, tree_map(_form, result), module, layer, not aliased, product)
         if inputs and name in OPERATIONS:
             call.arguments = tree_map(self._source, arguments_of(name, args, kwargs or {}))
         self.trace.calls.append(call)
         return result
 
     def _note_storage(self, tensor: Tensor, value: int) -> None:
-        self.sharing.setdefault(StorageWeakRef(tensor.untyped_storage()), []).append(value)
+        self.sharing.setdefault(_storage(tensor), []).append(value)
+
+    def _note_read(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            if tensor in self.places:
+                self.trace.calls[self.values[tensor]].read.add(self.places[tensor])
 
     def _source(self, argument: Any) -> Any:
         is_value = isinstance(argument, Tensor) and argument in self.values
@@ -217,6 +250,7 @@ def _record(network: nn.Module, x: Tensor) -> Trace:
         raise UserError(
             f"the network's output is {type(result).__name__}; allowed: one tensor that is computed from the input"
         )
+    recorder._note_read([result])
     recorder.trace.output = recorder.values[result]
     return recorder.trace
 

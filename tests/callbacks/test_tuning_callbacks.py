@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.stats import ttest_rel
 
-from pack_ptq.callbacks import KeepBestTuning, RunProgress, StepProgress, TuningMonitor
+from pack_ptq.callbacks import KeepBestTuning, RunProgress, StepProgress, TuningMonitor, keep_best_tuning
+from pack_ptq.callbacks.keep_best_tuning import Iterate
 from pack_ptq.types import Unit, UnitResult
 
 NAN = float("nan")
@@ -61,7 +62,9 @@ def test_iterates_are_shown_and_those_without_sense_are_never_kept() -> None:
         ([[2, 2, 2, 2], [2, 2, 1, 9], [2, 2, 2, 9]], 2),  # one sample decides: within two standard errors
         ([[4, 4, 4, 4], [2, 2, 2, 2], [3, 3, 4, 3]], 2),  # the best
         ([[1, 1, 1, 1], [2, 2, 2, 3], [3, 3, 4, 3]], 1),  # the start, on which all agree
-        ([[1], [2]], 1),  # of a single sample nothing is known about chance
+        ([[2] * 12, [1.9] * 11 + [500]], 1),  # one sample is far off
+        ([[1], [2]], 2),  # of a single sample nothing is known about chance
+        ([[1], [2.1]], 1),  # but twice as much is too much
         ([[2, 2]], 1),  # nothing else was sound
     ],
 )
@@ -71,11 +74,26 @@ def test_the_best_is_kept_unless_the_start_is_better_beyond_chance(rows: list[li
     assert (best.chosen() is best.start) == (kept == 1)
 
 
-@pytest.mark.parametrize("seed", range(5))
+def iterate(divergences: torch.Tensor) -> Iterate:
+    return Iterate(divergences, divergences.mean().item(), ([], []))
+
+
+@pytest.mark.parametrize("seed", range(8))
 def test_beyond_chance_is_a_paired_t_of_two(seed: int) -> None:
-    earlier, last = torch.rand(2, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
-    better = ttest_rel(last, earlier).statistic > 2
-    assert judged([], [earlier, last], [1.0, 1.0]).chosen().learned == (1 if better else 2)
+    noise = torch.rand(2, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    earlier, later = noise[0] + 2, noise[1] + 2.2  # less than half of neither
+    assert iterate(earlier).beats(iterate(later)) == (ttest_rel(later, earlier).statistic > 2)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_processes_judge_by_all_their_samples(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = torch.rand(2, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    earlier, later = noise[0] + 2, noise[1] + 2.2
+    alone = iterate(earlier).beats(iterate(later))
+    gain = (later - earlier)[4:]
+    other = torch.stack([torch.ones_like(gain), gain, gain.square()], 1).sum(0)
+    monkeypatch.setattr(keep_best_tuning, "all_reduce", lambda sums: sums + other)
+    assert iterate(earlier[:4]).beats(iterate(later[:4])) == alone
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, capsys: Any, terminal: bool, act: Any) -> str:

@@ -196,39 +196,56 @@ def test_activation_and_maximum_stay_with_the_layer_before_and_averaging_goes_on
 
 
 class Pooled(nn.Module):
-    """Points through a layer, then pooled, as PointNet does; written as its users write it."""
+    """Points through a layer, then pooled, as PointNet does."""
 
     def __init__(self, pool: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.points, self.head, self.pool = nn.Conv1d(3, 4, 1), nn.Linear(4, 2), pool
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.pool(F.relu(self.points(x.flatten(2)))).view(-1, 4))
+        return self.head(self.pool(F.relu(self.points(x.flatten(2)))))
 
 
 @pytest.mark.parametrize(
     "pool",
     [
         lambda x: x.amax(2),
-        lambda x: torch.max(x, 2, keepdim=True)[0],
         lambda x: x.max(-1).values,
-        lambda x: F.max_pool1d(x, x.shape[-1]),
-        lambda x: F.adaptive_max_pool1d(x, 1),
+        lambda x: torch.max(x, 2, keepdim=True)[0].view(-1, 4),
+        lambda x: F.max_pool1d(x, x.shape[-1]).flatten(1),
+        lambda x: F.adaptive_max_pool1d(x, 1).squeeze(2),
         lambda x: x[..., 0],
         lambda x: x.select(2, 0),
+        lambda x: x.unbind(2)[1],
+        lambda x: x.transpose(1, 2).amax(1),
+        lambda x: x.transpose(1, 2)[:, 0],
+        lambda x: x[:, :, None].amax((2, 3)),
     ],
 )
 def test_a_selection_stays_with_the_layer_before(pool: Callable[[Tensor], Tensor]) -> None:
-    assert prepare(Pooled(pool).eval(), X).chain.run(X, 0, 1).numel() == 4 * 4
+    chain = chain_of(Pooled(pool))
+    value = chain.run(X, 0, 1)
+    assert value.numel() == 4 * 4
+    assert torch.allclose(chain.run(value, 1, 2), chain.network(X))
+
+
+def test_several_parts_that_are_read_are_no_boundary() -> None:
+    chain = chain_of(Pooled(lambda x: (lambda parts: parts[0] + parts[1])(x.unbind(2))))
+    assert chain.run(X, 0, 1).shape == (4, 4)
 
 
 def test_a_maximum_that_is_repeated_for_every_point_goes_on() -> None:
-    network = Pooled(lambda x: torch.cat([x, x.amax(2, keepdim=True).expand_as(x)], 2).mean(2)).eval()
-    assert prepare(network, X).chain.run(X, 0, 1).shape == (4, 4, 64)
+    network = Pooled(lambda x: torch.cat([x, x.amax(2, keepdim=True).expand_as(x)], 2).transpose(1, 2))
+    assert chain_of(network).run(X, 0, 1).shape == (4, 4, 64)
 
 
 def test_an_average_goes_on() -> None:
-    assert prepare(Pooled(lambda x: x.mean(2)).eval(), X).chain.run(X, 0, 1).shape == (4, 4, 64)
+    assert chain_of(Pooled(lambda x: x.mean(2))).run(X, 0, 1).shape == (4, 4, 64)
+
+
+def test_a_selection_of_what_is_no_data_does_not_count() -> None:
+    table = torch.rand(3, 4)
+    assert chain_of(Pooled(lambda x: x.mean(2) * table[0])).run(X, 0, 1).shape == (4, 4, 64)
 
 
 def test_unused_layer_is_left_out() -> None:

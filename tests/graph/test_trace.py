@@ -1,6 +1,7 @@
 """Recording a forward pass, and inserting quantized layers by it."""
 
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -70,6 +71,40 @@ def test_a_value_whose_tensor_is_gone_is_overwritten_through_a_view() -> None:
     trace = trace_network(Function(lambda y: (y + 1).flatten(2).mul_(2).unflatten(2, (6, 6))), X)
     names = [call.name for call in trace.calls]
     assert trace.changed == {names.index("add"), names.index("flatten")}
+
+
+def test_a_view_from_before_the_data_came_in_overwrites_it() -> None:
+    def between(y: Tensor) -> Tensor:
+        buffer = torch.zeros(y.shape)
+        view = buffer[0]
+        buffer.add_(y)
+        y = buffer * 2
+        view.mul_(3)
+        return buffer + y
+
+    trace = trace_network(Function(between), X)
+    assert [trace.calls[index].name for index in trace.changed] == ["add_"]
+
+
+def test_sparse_values_have_no_storage() -> None:
+    trace = trace_network(Function(lambda y: y.to_sparse().to_dense() + y), X)
+    assert not trace.changed
+
+
+@pytest.mark.parametrize(
+    ("between", "place"), [(lambda y: y.max(1, keepdim=True).values, 0), (lambda y: y.chunk(4, 1)[2] * 2, 2)]
+)
+def test_the_only_one_of_several_tensors_that_is_read(between: Callable[[Tensor], Tensor], place: int) -> None:
+    trace = trace_network(Function(lambda y: between(y) * torch.ones(4, 1, 1)), X)
+    call = next(call for call in trace.calls if call.name in ("max", "chunk"))
+    assert call.read == {place}
+    assert call.form == Shape(((2, 3), (1, 1), (6, 6), (6, 6)), torch.float32)
+
+
+def test_of_several_tensors_that_are_read_none_is_the_value() -> None:
+    trace = trace_network(Function(lambda y: torch.cat(y.chunk(2, 1), 1)), X)
+    call = next(call for call in trace.calls if call.name == "chunk")
+    assert (call.read, call.place, call.form) == ({0, 1}, None, None)
 
 
 def test_values_that_the_network_lets_go_are_not_kept() -> None:
