@@ -35,10 +35,11 @@ over images; *less the mean* is the same after the logits' mean over the images 
   starnet_s050 and cspnext_tiny, with the similarity in view, before the sweep.
 - **Low ones**: in `coat_tiny` one range for all channels of a depthwise convolution's input (`cpe2.proj`, -4780 to 3220
   under these weights) rounds most channels away; this operand alone has 0.55. `davit_tiny` has 0.961 with its weights
-  alone quantized. `halonet_h1` and `efficientvit_b0` were not taken apart; the others are nearly as sensitive to noise on the images, or just below 0.98.
+  alone quantized. `halonet_h1` and `efficientvit_b0` were not taken apart; the others are nearly as sensitive to noise
+  on the images, or just below 0.98.
 - **Refused or skipped**: above 150 million parameters, or for lack of memory (10 GB a network), none by structure.
-- **When**: all in one sweep, but for `sam2_hiera_tiny` and `qwen3_vit_88m`, which ran a day's work later, when the
-  recording of forward passes had stopped to hold all activations and they fitted into 10 GB.
+- **When**: all in one sweep, but for `sam2_hiera_tiny` and `qwen3_vit_88m`, which ran later, when the recording of
+  forward passes had stopped to hold all activations, so that they fitted into 10 GB.
 - **Left out**: what the preparation lists as left in full precision. A product that ran in full precision and is not
   listed would be named here as **silent**.
 """
