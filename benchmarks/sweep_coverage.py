@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from pack_ptq.graph.trace import storage_of
 from pack_ptq.quant.layers import QuantizedLayer
 from pack_ptq.quant.products import QuantizedAttention, QuantizedProduct
 
@@ -58,17 +58,17 @@ class Coverage(TorchDispatchMode):
         self.outside: dict[tuple[str, str], int] = {}
         self.inside = 0
         self.stack = [""]
-        self.reached = {_storage(x)}
+        self.reached = {storage_of(x)}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        depends = any(_storage(t) in self.reached for t in tensors)
+        depends = any(storage_of(t) in self.reached for t in tensors)
         if depends:
             changed = tensors[:1] if func._schema.is_mutable else []
             outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-            self.reached.update(_storage(t) for t in (*outputs, *changed))
+            self.reached.update(storage_of(t) for t in (*outputs, *changed))
         macs = _multiplications(func._overloadpacket, args, kwargs, result)
         if macs:
             where = "quantized" if self.inside else "outside" if depends else "constant"
@@ -77,11 +77,6 @@ class Coverage(TorchDispatchMode):
                 key = (self.stack[-1], str(func._overloadpacket).removeprefix("aten."))
                 self.outside[key] = self.outside.get(key, 0) + macs
         return result
-
-
-def _storage(tensor: Tensor) -> StorageWeakRef:
-    """Give where a tensor lies; while this reference lives nothing else gets the address, though the memory is free."""
-    return StorageWeakRef(tensor.untyped_storage())
 
 
 def _multiplications(packet: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> int:

@@ -144,7 +144,7 @@ def arguments_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
     return dict(zip(OPERATIONS[name], args, strict=False)) | given
 
 
-def _storage(tensor: Tensor) -> StorageWeakRef | None:
+def storage_of(tensor: Tensor) -> StorageWeakRef | None:
     """Give where a tensor lies; while this reference lives nothing else gets the address, though the memory is free."""
     try:
         return StorageWeakRef(tensor.untyped_storage())
@@ -166,7 +166,7 @@ class _Recorder(TorchFunctionMode):
         # Neither holds what the network itself lets go, or all activations would be in memory at once.
         self.values = WeakTensorKeyDictionary({x: INPUT})
         self.places = WeakTensorKeyDictionary()  # among the tensors of one call
-        self.sharing: dict[StorageWeakRef | None, list[int]] = {None: []}  # the values that lie in one storage
+        self.sharing: dict[StorageWeakRef | None, list[int]] = {}  # the values that lie in one storage
         self._note_storage(x, INPUT)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -181,7 +181,7 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         for tensor, version in versions:
             if tensor._version != version:
-                self.trace.changed.update(self.sharing.get(_storage(tensor), ()))
+                self.trace.changed.update(self.sharing.get(storage_of(tensor), ()))
         index = len(self.trace.calls)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         kind: Literal["tensor", "none", "other"] = "tensor" if outputs else "none" if result is None else "other"
@@ -209,7 +209,7 @@ class _Recorder(TorchFunctionMode):
         return result
 
     def _note_storage(self, tensor: Tensor, value: int) -> None:
-        self.sharing.setdefault(_storage(tensor), []).append(value)
+        self.sharing.setdefault(storage_of(tensor), []).append(value)
 
     def _note_read(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
