@@ -22,6 +22,7 @@ from pack_ptq.errors import UserError, refuse
 from pack_ptq.graph.norms import put_norms
 from pack_ptq.graph.prepare import Prepared, prepare
 from pack_ptq.graph.switch import switch
+from pack_ptq.measurements import Measurements
 from pack_ptq.models import LoadedModel, ModelSource
 from pack_ptq.models.finite import check_activations, check_finite
 from pack_ptq.modules.network import WholeNetwork
@@ -61,6 +62,7 @@ def quantize(
     seed: int = 0,
     run_dir: str | Path | None = None,
     show: bool = False,
+    measurements: str | Path | None = None,
 ) -> dict[str, Any]:
     """Quantize a network by Pack-PTQ and measure it; the command `pack-ptq quantize` in Python.
 
@@ -78,6 +80,8 @@ def quantize(
         seed: Of every random choice but those with a seed of their own (calibration images, random packs), 0 or more.
         run_dir: Folder of the run; `runs/<network>-<bits>-seed<seed>` if not given.
         show: Whether to tell what happens on the screen.
+        measurements: Folder that several runs share: what one has measured, another on the very same network and
+            samples reads, such as full precision.
 
     Returns:
         The content of `report.json`.
@@ -109,12 +113,16 @@ def quantize(
     parts = {"scoring": scoring, "packing": packing, "bits": bits, "evaluation": evaluation}
     config = configuration(model, data, recipe, parts, hardware, seed)
     folder = RunFolder(run_dir or default_run_dir(config))
+    samples = data.fingerprint()
     if is_first_process():
-        digests = {"model": network_digest(loaded.network), "data": data.fingerprint()}
-        folder.claim({"config": config, **digests})
+        folder.claim({"config": config, "model": network_digest(loaded.network), "data": samples})
     if folder.report.exists():
         return read_report(folder.path)
-    pipeline = Pipeline(prepared.chain, data, recipe, evaluation, hardware, seed, folder, show)
+    shared = None
+    if measurements is not None:
+        conditions = (samples, *(repr(config[key]) for key in ("model", "data", "evaluation", "hardware")))
+        shared = Measurements(Path(measurements), conditions)
+    pipeline = Pipeline(prepared.chain, data, recipe, evaluation, hardware, seed, folder, show, shared)
     pipeline.start_processes()
     full = pipeline.measure("full_precision", "off")
     try:

@@ -16,6 +16,7 @@ from pack_ptq.trainers import is_first_process
 from pack_ptq.types import SEEDS, SEEDS_IN_WORDS
 
 BASE = "none"
+MEASUREMENTS = "measurements"
 CALIBRATION_SEED = "data.init_args.calibration_seed"
 Parse = Callable[[list[str]], dict[str, Any]]
 
@@ -90,7 +91,7 @@ def run_all(runs: Sequence[ComparedRun], out: str) -> str:
         if is_first_process():
             print(f"{run.title} ({number} of {len(runs)})", flush=True)
         try:
-            reports[run.recipe].append(api.quantize(**run.settings, show=True))
+            reports[run.recipe].append(api.quantize(**run.settings, show=True, measurements=Path(out) / MEASUREMENTS))
         except UserError as error:
             raise UserError(f"{run.title}: {error}") from error
         comparison = compare_reports(reports, len(runs))

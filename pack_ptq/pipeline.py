@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,6 +15,7 @@ from pack_ptq.distributed import barrier
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.norms import NormSite, find_norms, put_norms, reparameterise, watch_norms
 from pack_ptq.graph.switch import switch
+from pack_ptq.measurements import Measurements
 from pack_ptq.modules.network import WholeNetwork
 from pack_ptq.quant.quantizers import WeightMode
 from pack_ptq.reconstruct import reconstruct
@@ -46,6 +48,7 @@ class Pipeline:
         seed: Of all random choices.
         folder: Where results go.
         show: Whether to tell the user what happens.
+        measurements: Of other runs.
     """
 
     def __init__(
@@ -58,9 +61,10 @@ class Pipeline:
         seed: int,
         folder: RunFolder,
         show: bool,
+        measurements: Measurements | None = None,
     ) -> None:
         self.chain, self.data, self.recipe, self.evaluation = chain, data, recipe, evaluation
-        self.hardware, self.folder = hardware, folder
+        self.hardware, self.folder, self.measurements = hardware, folder, measurements
         self.is_first = is_first_process()
         self.logger = TensorBoardLogger(folder.path, name="", version=TENSORBOARD)
         self.place = Workplace(seed, hardware, self.logger, folder.path, show and self.is_first)
@@ -81,16 +85,25 @@ class Pipeline:
         """Measure the network with its weights in a mode; only full precision (`off`) keeps its activations."""
         measured = json.loads(self.folder.measured.read_text()) if self.folder.measured.exists() else {}
         if what not in measured:
-            self._say(f"measuring: {what.replace('_', ' ')}")
-            switch(self.chain.operations, weights, activations=weights != "off")
-            make_trainer(self.hardware, [self.evaluation]).test(WholeNetwork(self.chain), self.data, verbose=False)
-            measured[what] = {**self.evaluation.values}
-            measured["num_samples"] = self.evaluation.num_samples
+            file = self.measurements.file(self.chain, weights) if self.measurements else None
+            values = Measurements.read(file) if file else None
+            if values is None:
+                values = self._test(what, weights)
+                if file:
+                    Measurements.write(file, values)
+            measured["num_samples"] = values["num_samples"]
+            measured[what] = values["metrics"]
             if self.is_first:
                 self.folder.write_json(self.folder.measured, measured)
             switch(self.chain.operations, "off", activations=False)
             barrier()
         return measured[what]
+
+    def _test(self, what: str, weights: WeightMode) -> dict[str, Any]:
+        self._say(f"measuring: {what.replace('_', ' ')}")
+        switch(self.chain.operations, weights, activations=weights != "off")
+        make_trainer(self.hardware, [self.evaluation]).test(WholeNetwork(self.chain), self.data, verbose=False)
+        return {"metrics": {**self.evaluation.values}, "num_samples": self.evaluation.num_samples}
 
     def plan(self, scoring: HessianScoring, packing: Packing, bits: BitAssignment) -> Plan:
         """Observe ranges, score blocks, form packs and assign bits, and put the ranges in place."""

@@ -37,8 +37,9 @@ def config_of(run_dir: Path) -> dict:
 
 def test_every_combination_is_a_run_folder_with_its_seed(finished) -> None:
     folders = {path.name for path in finished.iterdir() if path.is_dir()}
-    assert folders == {f"{recipe}-seed{seed}" for recipe in ("qdrop", "mine", "none") for seed in (0, 1)}
-    for name in folders:
+    runs = {f"{recipe}-seed{seed}" for recipe in ("qdrop", "mine", "none") for seed in (0, 1)}
+    assert folders == runs | {"measurements"}
+    for name in runs:
         config = config_of(finished / name)
         assert config["seed"] == config["data"]["init_args"]["calibration_seed"] == int(name[-1])
     packing = {name: config_of(finished / f"{name}-seed0")["packing"]["class_path"] for name in ("qdrop", "none")}
@@ -69,6 +70,20 @@ def test_a_run_among_others_is_the_run_alone(finished, tmp_path) -> None:
     own = ["--seed=0", "--data.init_args.calibration_seed=0", f"--run_dir={tmp_path / 'alone'}"]
     main(["quantize", *KEYS, *own])
     assert_same(packs_of(finished / "none-seed0"), packs_of(tmp_path / "alone"))
+
+
+def test_what_runs_have_in_common_is_measured_once(tmp_path, capsys, monkeypatch) -> None:
+    keys = ("--recipes", "qdrop", "rtn", "--seeds", "0", "--recipe.reconstruction.steps=1")
+    found = compare(tmp_path / "together", *keys)
+    measured = capsys.readouterr().out.count("measuring: ")
+    assert measured == 4  # full precision, rounded to nearest, and each recipe's end
+    real = api.quantize
+    monkeypatch.setattr(api, "quantize", lambda *a, measurements, **settings: real(*a, **settings))
+    assert compare(tmp_path / "apart", *keys)["rows"][0]["runs"][0]["metrics"] == found["rows"][0]["runs"][0]["metrics"]
+    assert capsys.readouterr().out.count("measuring: ") == 6
+    for run in ("qdrop-seed0", "rtn-seed0"):
+        together, apart = (tmp_path / name / run / "measured.json" for name in ("together", "apart"))
+        assert json.loads(together.read_text()) == json.loads(apart.read_text())
 
 
 def test_finished_runs_are_only_read_and_the_table_ends_the_output(finished, capsys) -> None:
