@@ -6,13 +6,10 @@ Each combination is a recipe file in OUT; `pack-ptq compare` runs them, so finis
 take the same number of steps per unit, and none is tuned afterwards unless a key says so.
 """
 
-import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
-from asset_keys import asset_keys
+from comparing import compare, options
 
 CALLBACKS = "pack_ptq.callbacks."
 PACKINGS = {
@@ -42,19 +39,8 @@ def write_recipes(out: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--configs", nargs="+", required=True)
-    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
-    arguments, further = parser.parse_known_args()
-    recipes = write_recipes(arguments.out / "recipes")
-    for config in arguments.configs:
-        out = arguments.out / config.replace("/", "-")
-        command = [sys.executable, "-m", "pack_ptq", "compare", "--recipes", *recipes, "--seeds", *arguments.seeds]
-        command += [f"--out={out}", "--config", config, *asset_keys(config), "--recipe.tuning.steps=0", *further]
-        subprocess.run(command, check=True)
+    chosen, keys = options(__doc__, out="runs/ablation").parse_known_args()
+    compare(chosen, write_recipes(chosen.out / "recipes"), ["--recipe.tuning.steps=0", *keys])
 
 
 if __name__ == "__main__":

@@ -7,28 +7,14 @@ Weights and samples are looked for in PACK_PTQ_ASSETS; `digits_*` and `solids_*`
 go to every run.
 """
 
-import argparse
-import subprocess
-import sys
-from pathlib import Path
-
-from asset_keys import asset_keys
+from comparing import compare, options
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--configs", nargs="+", required=True)
+    parser = options(__doc__, out="runs/accuracy")
     parser.add_argument("--recipes", nargs="+", default=["none"])
-    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
-    parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
-    arguments, further = parser.parse_known_args()
-    for config in arguments.configs:
-        out = arguments.out / config.replace("/", "-")
-        command = [sys.executable, "-m", "pack_ptq", "compare", "--recipes", *arguments.recipes]
-        command += ["--seeds", *arguments.seeds, f"--out={out}", "--config", config, *asset_keys(config), *further]
-        subprocess.run(command, check=True)
+    chosen, keys = parser.parse_known_args()
+    compare(chosen, chosen.recipes, keys)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,16 @@ def cosine_to_zero(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
 
 
+def rounding_rate(rate: float, steps: int) -> float:
+    """Give the rate of roundings in a fit of some number of steps, where `rate` is that of 1000.
+
+    Adam moves a variable by about its rate in each step, and a rounding has a fixed way to go: with one rate for every
+    number of steps, few steps settle nothing but what was near the middle. Over 60 to 1000 steps the best rate falls as
+    the root of their number (docs/experiments.md).
+    """
+    return rate * math.sqrt(1000 / max(1, steps))
+
+
 def rate_at_bits(bits: int) -> float:
     """Give the factor of a tuning rate for weights of some width: 1 up to 3 bits, then as the error's variance falls.
 

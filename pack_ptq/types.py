@@ -138,7 +138,8 @@ class ReconstructionSpec(Record):
         steps: Optimisation steps per unit, 0 for rounding to nearest without a fit; if not given, the recipe's `budget`
             decides.
         batch_size: Samples per step, taken from the activation cache.
-        rounding_lr: Adam's rate for AdaRound's variables.
+        rounding_lr: Adam's rate for AdaRound's variables in a fit of 1000 steps; in others it goes as one over the root
+            of their number, since in fewer steps each must go further (`rounding_rate`).
         activation_scale_lr: Adam's first rate for activation scales, relative to the scale; cosine to 0; 0 keeps them
             fixed.
         weight_scale_lr: The same for weight scales.
@@ -163,7 +164,7 @@ class ReconstructionSpec(Record):
 
     steps: int | None = None
     batch_size: int = 32
-    rounding_lr: float = 3e-3
+    rounding_lr: float = 7e-3
     activation_scale_lr: float = 3e-3
     weight_scale_lr: float = 1e-3
     input_drop: float = 0.5

@@ -3,12 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import settings
 from plan_helpers import plan_for
 from torch import Tensor, nn
 
 from pack_ptq import Recipe, observe, prepare, set_ranges, tile_units
 from pack_ptq.graph.chain import Chain
 from pack_ptq.types import BitPlan, QuantizerSpec, ReconstructionSpec, Unit
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("untimed")
 
 
 class SmallBlock(nn.Module):

@@ -80,7 +80,7 @@ def test_fewer_bytes_among_equal_costs(seed: int) -> None:
     assert allocate(options, limits) == choice, "deterministic"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1), st.integers(1, 12))
 def test_a_larger_budget_never_costs_more(seed: int, low: float, high: float, packs: int) -> None:
     options = instance(random.Random(seed), packs)
@@ -94,7 +94,7 @@ def test_a_larger_budget_never_costs_more(seed: int, low: float, high: float, pa
     assert found[1] <= found[0] + tolerance(options)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 10))
 def test_the_tightest_budgets_that_can_be_kept_are_kept(seed: int, packs: int) -> None:
     options = instance(random.Random(seed), packs)
@@ -167,7 +167,7 @@ def test_front_of_a_single_choice() -> None:
 
 
 @given(st.integers(0, 1000))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_many_packs_take_little_time(seed: int) -> None:
     options = instance(random.Random(seed), 40)
     limits = {name: sum(ends(options, name)) // 2 for name in RESOURCES}

@@ -231,7 +231,7 @@ def test_quadratic_loss_gives_the_exact_hessian() -> None:
     assert found.scores[0] == pytest.approx(expected.item(), rel=1e-5)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.floats(0.1, 10), st.integers(0, 99))
 def test_isotropic_hessian_is_found_whatever_the_change(factor: float, seed: int) -> None:
     """With a tail `c Q`, `Q` orthogonal, the Hessian is `c^2 I`, whose mean is `c^2` in every direction."""

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pack_ptq.schedules import cosine_to_zero, curriculum_share, evaluation_steps, penalty_beta, rate_at_bits
+from pack_ptq.schedules import (
+    cosine_to_zero,
+    curriculum_share,
+    evaluation_steps,
+    penalty_beta,
+    rate_at_bits,
+    rounding_rate,
+)
 from pack_ptq.types import ReconstructionSpec
 
 SPEC = ReconstructionSpec()
@@ -31,6 +38,12 @@ def test_beta_is_linear_between_its_ends(steps: int, start: float, first: float,
     assert all(low - 1e-9 <= beta <= high + 1e-9 for beta in betas)
     slopes = [b - a for a, b in pairwise(betas)]
     assert slopes == pytest.approx([slopes[0]] * len(slopes), abs=1e-6) if slopes else True
+
+
+def test_fewer_steps_have_higher_rates_of_rounding() -> None:
+    assert rounding_rate(7e-3, 1000) == 7e-3
+    assert [rounding_rate(1.0, steps) for steps in (10, 250, 4000)] == pytest.approx([10, 2, 0.5])
+    assert rounding_rate(1.0, 0) == rounding_rate(1.0, 1)
 
 
 @given(st.integers(1, 400))

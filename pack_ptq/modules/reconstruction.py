@@ -16,7 +16,7 @@ from pack_ptq.modules.pack_data import PackData
 from pack_ptq.quant.dropping import random_mask
 from pack_ptq.quant.quantizers import WeightMode
 from pack_ptq.quant.rounding import rounding_penalty, settled
-from pack_ptq.schedules import cosine_to_zero, penalty_beta
+from pack_ptq.schedules import cosine_to_zero, penalty_beta, rounding_rate
 from pack_ptq.types import ReconstructionSpec
 
 
@@ -75,7 +75,7 @@ class PackReconstruction(L.LightningModule):
 
         factors = [layer.weight_quantizer.log_factor for layer in self.layers]
         groups = [
-            (self.roundings, self.spec.rounding_lr, lambda step: 1.0),
+            (self.roundings, rounding_rate(self.spec.rounding_lr, self.steps), lambda step: 1.0),
             ([f for f in factors if f is not None], self.spec.weight_scale_lr, cosine),
         ]
         # Scales differ by orders of magnitude (8 bits beside 3, small activations), so their rates are relative.

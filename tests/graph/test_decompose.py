@@ -75,7 +75,7 @@ def inputs(draw: st.DrawFn, attention: nn.MultiheadAttention, alone: bool) -> tu
     return (query, key, value), options
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 @pytest.mark.filterwarnings("ignore:Support for mismatched")
 def test_it_computes_what_the_untouched_module_does(data: st.DataObject) -> None:

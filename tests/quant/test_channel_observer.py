@@ -64,7 +64,7 @@ def test_histogram_is_numpys() -> None:
 
 
 @given(st.integers(0, 2**31), st.lists(st.integers(1, 299), max_size=5, unique=True))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_batches_merge(seed: int, cuts: list[int]) -> None:
     x = sample(seed)
     whole, split = observed([x]), observed(list(torch.tensor_split(x.flip(0), sorted(cuts))))

@@ -128,7 +128,6 @@ def soft_form(x: Tensor, b1: Tensor, s: Tensor, bits: int, residual: Tensor, sid
 
 
 @given(SEEDS, st.floats(0, 0.5), st.floats(1e-3, 0.5), BITS)
-@settings(deadline=None)
 def test_gradients_are_finite_differences_of_the_soft_form(seed: int, lower: float, scale: float, bits: int) -> None:
     x, b1, s = values(seed, dtype=torch.float64).requires_grad_(), scalar(lower), scalar(scale)
     grad = normal(seed + 1, len(x))
@@ -246,7 +245,7 @@ def test_three_bits_beat_a_minmax_quantizer_on_softmax_outputs(spread: float) ->
 
 
 @given(SEEDS, st.integers(1, 50), BITS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_histogram_gives_a_valid_window(seed: int, bins: int, bits: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     centers = torch.rand(bins, generator=generator, dtype=torch.float64).sort().values - 0.2

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -66,7 +66,6 @@ def away_from_ties(x: Tensor, scale: float, shift: Tensor) -> Tensor:
 
 
 @given(SEEDS, SCALES, BITS, SHIFTS)
-@settings(deadline=None)
 def test_is_the_formula_in_numpy(seed: int, scale: float, bits: int, shift: Tensor) -> None:
     x = values(seed)
     x = torch.cat([x[away_from_ties(x, scale, shift)], shift[None]])
@@ -117,7 +116,6 @@ def test_outputs_agree_with_and_without_gradients(seed: int, scale: float, bits:
 
 
 @given(SEEDS, SCALES, BITS, SHIFTS)
-@settings(deadline=None)
 def test_gradients_are_finite_differences_of_the_soft_form(seed: int, scale: float, bits: int, shift: Tensor) -> None:
     """With the rounding error in units of s held fixed the output is x + s r, as for a uniform quantizer."""
     x, s = values(seed).requires_grad_(), scalar(scale)

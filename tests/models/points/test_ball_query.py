@@ -12,7 +12,7 @@ def first_inside(centre, points, radius, neighbours):
     return inside + [inside[0] if inside else 0] * (size - len(inside))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.integers(0, 999),
     st.integers(1, 3),

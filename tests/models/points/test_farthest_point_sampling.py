@@ -13,7 +13,7 @@ def one_by_one(points, samples, start):
     return chosen
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 999), st.integers(1, 3), st.integers(1, 12), st.integers(1, 14), st.data())
 def test_every_point_is_the_farthest_from_those_before(seed, batch, count, samples, data):
     points = torch.randint(-2, 3, (batch, count, 3), generator=torch.Generator().manual_seed(seed)).float()

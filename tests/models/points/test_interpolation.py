@@ -13,7 +13,7 @@ def by_hand(query, points, features):
     return sum(w * features[i].double() for w, i in zip(weights, nearest, strict=True)) / sum(weights)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 999), st.integers(1, 6), st.integers(1, 9))
 def test_weights_by_inverse_squared_distance(seed, queries, count):
     torch.manual_seed(seed)

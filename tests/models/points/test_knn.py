@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from pack_ptq.models.points.knn import knn
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 999), st.integers(1, 3), st.integers(1, 8), st.integers(1, 12), st.integers(1, 14))
 def test_the_nearest_of_all(seed, batch, queries, count, neighbours):
     generator = torch.Generator().manual_seed(seed)
