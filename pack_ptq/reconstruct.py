@@ -61,6 +61,8 @@ def reconstruct(
 ) -> list[UnitResult]:
     """Reconstruct all units in order; the network then holds hard codes and quantizes its activations.
 
+    Samples that judge the last pass over the network, if the recipe has one, are left out.
+
     Args:
         chain: The prepared network with its ranges set, on the device of the computation.
         units: As `tile_units` gives them: they tile the chain.
@@ -84,7 +86,9 @@ def reconstruct(
     caches = None
     if len(finished) < len(units):
         budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, place.folder)
-        caches = _Caches(chain, Views(batches, device), budget)
+        # What judges the last pass must be new to the codes, or it would find them better than they are.
+        views = Views(batches, device, skip=recipe.held_out(sum(Views(batches).sizes())))
+        caches = _Caches(chain, views, budget)
     for index, unit in enumerate(units):
         progress.begin(unit)
         result = finished.get(index)
@@ -112,7 +116,7 @@ class _Caches:
     def __init__(self, chain: Chain, views: Views, budget: MemoryBudget) -> None:
         self.chain, self.budget = chain, budget
         sizes = views.sizes()
-        self.count, self.batch_size = sum(sizes), sizes[0]
+        self.count, self.batch_size = sum(sizes), max(sizes)
         self.full = fill(budget, self.count, views, lambda x: x)
         self.quantized = self.full
         self.target: Storage | None = None

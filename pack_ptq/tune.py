@@ -48,15 +48,13 @@ def tune(
     sizes = Views(batches).sizes()
     samples = sum(sizes)
     check_tuning(chain, recipe, samples)
-    count = min(spec.views, max(2, round(steps * spec.batch_size / samples)))
+    count = min(spec.views, max(1, round(steps * spec.batch_size / samples)))
     views = Views(batches, device, augment, count, of_process)
     budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, place.folder)
     data = _outputs(chain, views, samples * views.count, sizes[0], budget)
-    held_out = max(1, int(samples * spec.held_out))
+    held_out = recipe.held_out(samples)
     module = NetworkTuning(chain, spec, steps, recipe.weight.bits)
-    # The units were fitted to the samples as they are, which flatters the codes there; other views do less.
-    start = samples if views.count > 1 else 0
-    best = KeepBestTuning(data, slice(start, start + held_out), evaluation_steps(steps, spec.evaluations))
+    best = KeepBestTuning(data, slice(0, held_out), evaluation_steps(steps, spec.evaluations))
     best.begin(module)
     callbacks = [best, TuningMonitor(), StepProgress("tuning", steps, enabled=place.show), *place.callbacks]
     trainer = make_trainer(place.hardware, callbacks, place.logger, max_steps=steps)

@@ -25,6 +25,7 @@ class Views:
         augment: Changes inputs at random as their kind of data allows; without it there is one view.
         count: Views of each sample, 1 or more; the first one is the sample itself.
         seed: Of the changes.
+        skip: Samples at the beginning of every view that are left out, fewer than there are.
     """
 
     def __init__(
@@ -34,19 +35,27 @@ class Views:
         augment: Augment | None = None,
         count: int = 1,
         seed: int = 0,
+        skip: int = 0,
     ) -> None:
-        self.batches, self.augment, self.seed, self.device = batches, augment, seed, device
+        self.batches, self.augment, self.seed, self.device, self.skip = batches, augment, seed, device, skip
         self.count = count if augment is not None else 1
 
     def sizes(self) -> list[int]:
         """Give the samples of every batch of one view."""
-        return [len(batch[0] if isinstance(batch, tuple | list) else batch) for batch in self.batches]
+        return [len(inputs) for inputs in self._inputs()]
+
+    def _inputs(self) -> Iterator[Tensor]:
+        left = self.skip
+        for batch in self.batches:
+            inputs = batch[0] if isinstance(batch, tuple | list) else batch
+            if left < len(inputs):
+                yield inputs[left:]
+            left = max(0, left - len(inputs))
 
     def __iter__(self) -> Iterator[Tensor]:
         for view in range(self.count):
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "view", view))
-            for batch in self.batches:
-                inputs = batch[0] if isinstance(batch, tuple | list) else batch
+            for inputs in self._inputs():
                 if view > 0 and self.augment is not None:
                     inputs = self.augment(inputs.cpu(), generator)
                 yield inputs.to(self.device)

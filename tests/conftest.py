@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pack_ptq import Recipe, observe, prepare, set_ranges, tile_units
 from pack_ptq.graph.chain import Chain
-from pack_ptq.types import BitPlan, QuantizerSpec, ReconstructionSpec, Unit
+from pack_ptq.types import BitPlan, QuantizerSpec, ReconstructionSpec, TuningSpec, Unit
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("untimed")
@@ -70,6 +70,7 @@ def small_recipe() -> Recipe:
         QuantizerSpec(bits=3),
         QuantizerSpec(bits=3, per_channel=False),
         reconstruction=ReconstructionSpec(steps=60, batch_size=16, rounding_lr=1e-2, penalty_weight=1e-4),
+        tuning=TuningSpec(steps=0),
     )
 
 

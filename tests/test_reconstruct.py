@@ -32,7 +32,7 @@ from pack_ptq import (
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
 from pack_ptq.modules.reconstruction import PackReconstruction
-from pack_ptq.types import Unit, UnitResult
+from pack_ptq.types import TuningSpec, Unit, UnitResult
 from pack_ptq.views import derived_seed
 
 PLACE = Workplace(hardware=Hardware("cpu"))
@@ -124,6 +124,26 @@ def test_same_seed_same_bits_whatever_the_global_generator(
         chains.append(run(small_chain, small_units, batches, recipe, replace(PLACE, seed=seed))[0])
     assert equal(chains[0], chains[1])
     assert not equal(chains[0], chains[2])
+
+
+@pytest.mark.parametrize(("steps", "share", "left_out"), [(9, 0.125, 8), (9, 0.25, 16), (0, 0.25, 0)])
+def test_samples_that_judge_the_last_pass_are_not_fitted_to(
+    steps: int, share: float, left_out: int, small_chain: Chain, small_units: list[Unit], samples: Tensor,
+    small_recipe: Recipe,
+) -> None:  # fmt: skip
+    recipe = replace(fitted(small_recipe, steps=5), tuning=TuningSpec(steps=steps, held_out=share))
+    others, one_more = samples.clone(), samples.clone()
+    others[:left_out] += 1
+    one_more[: left_out + 1] += 1
+    chains = [run(small_chain, small_units, x.split(16), recipe)[0] for x in (samples, others, one_more)]
+    assert equal(chains[0], chains[1])
+    assert not equal(chains[0], chains[2])
+
+
+def test_a_single_sample_is_fitted_to(small_chain: Chain, small_units: list[Unit], samples: Tensor) -> None:
+    recipe = Recipe(reconstruction=ReconstructionSpec(steps=2, batch_size=2))
+    _, results = run(small_chain, small_units, [samples[:1]], recipe)
+    assert [result.steps for result in results] == [2] * len(small_units)
 
 
 def test_seeds_differ_by_unit_process_and_run() -> None:

@@ -168,13 +168,13 @@ def test_views_fill_the_cache_and_leave_nothing(
     assert [budget.used for budget in budgets] == [0, 0]
     switch(hard_chain.layers.values(), "hard", activations=True)
     untuned = copy.deepcopy(hard_chain)
-    for (_, result), judged in zip(results, (samples[:8].flip(3), samples[:8]), strict=True):
-        assert result.before == pytest.approx(divergence(hard_chain, untuned, judged), rel=1e-3)
+    for _, result in results:
+        assert result.before == pytest.approx(divergence(hard_chain, untuned, samples[:8]), rel=1e-3)
     assert changed(results[0][0], results[1][0])
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(1, 2), (4, 2), (8, 2), (12, 3), (40, 8), (1000, 8)])
-def test_no_more_views_are_made_than_the_steps_use_up_and_one_to_judge_by(
+@pytest.mark.parametrize(("steps", "expected"), [(1, 1), (4, 1), (8, 2), (12, 3), (40, 8), (1000, 8)])
+def test_no_more_views_are_made_than_the_steps_use_up(
     steps: int, expected: int, hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

@@ -54,6 +54,15 @@ def test_without_a_change_there_is_one_view() -> None:
     assert torch.equal(together(views), ROWS)
 
 
+@pytest.mark.parametrize(("skip", "sizes"), [(0, [4, 4, 2]), (1, [3, 4, 2]), (4, [4, 2]), (5, [3, 2]), (9, [1])])
+def test_samples_at_the_beginning_are_left_out_of_every_view(skip: int, sizes: list[int]) -> None:
+    views = Views([[x, 0] for x in ROWS.split(4)], "cpu", shake, 2, seed=1, skip=skip)
+    assert views.sizes() == sizes
+    first, second = together(views).split(10 - skip)
+    assert torch.equal(first, ROWS[skip:])
+    assert ((second - first > 0) & (second - first < 1)).all()
+
+
 def test_processes_share_nothing_but_the_shape_of_their_views() -> None:
     """Two processes draw other changes for other samples, and their first views together are all samples."""
     shards = [Views(ROWS[rank::2].split(2), "cpu", shake, 2, derived_seed(3, rank)) for rank in (0, 1)]
