@@ -30,11 +30,11 @@ def rounding_rate(rate: float, steps: int) -> float:
 
 
 def rate_at_bits(bits: int) -> float:
-    """Give the factor of a tuning rate for weights of some width: 1 up to 3 bits, then as the error's variance falls.
+    """Give the factor of a tuning rate for weights of some width: 1 up to 3 bits, then as the error's variance squared.
 
     The rate that is best at 3 bits does harm at 4, where there is less to mend (docs/experiments.md).
     """
-    return min(1.0, (7 / (2**bits - 1)) ** 2)
+    return min(1.0, (7 / (2**bits - 1)) ** 4)
 
 
 def curriculum_share(step: int, steps: int, start: float) -> float:

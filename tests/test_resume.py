@@ -229,7 +229,6 @@ def test_full_precision_is_measured_before_biases_change(whole, whole_tuned):
     first, second = (json.loads((folder / "report.json").read_text()) for folder in (whole, whole_tuned))
     for what in ("full_precision", "rounded_to_nearest"):
         assert first["metrics"][what] == second["metrics"][what]
-    assert_same(packs_of(whole), packs_of(whole_tuned))
     before = torch.load(whole_tuned / "network.pt", weights_only=True)
     after = torch.load(whole_tuned / "tuned.pt", weights_only=True)["biases"]
     assert after.keys() == {key.removesuffix(".layer.bias") for key in before if key.endswith(".layer.bias")}

@@ -87,5 +87,5 @@ def test_curriculum_grows_to_everything(steps: int, start: float) -> None:
 
 def test_tuning_rates_fall_with_the_variance_of_the_rounding_error() -> None:
     assert [rate_at_bits(bits) for bits in (2, 3)] == [1, 1]
-    assert rate_at_bits(4) == pytest.approx((7 / 15) ** 2)
+    assert rate_at_bits(4) == pytest.approx((7 / 15) ** 4)
     assert all(rate_at_bits(bits + 1) < rate_at_bits(bits) for bits in range(3, 8))
