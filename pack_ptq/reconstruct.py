@@ -13,6 +13,7 @@ from pack_ptq.fisher import fisher_weights
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.part import layer_rows
 from pack_ptq.graph.switch import quantized, switch
+from pack_ptq.held_out import held_out_rows
 from pack_ptq.modules.pack_data import PackData
 from pack_ptq.reconstruct_unit import reconstruct_unit
 from pack_ptq.types import Recipe, ReconstructionSpec, Unit, UnitResult
@@ -87,7 +88,8 @@ def reconstruct(
     if len(finished) < len(units):
         budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, place.folder)
         # What judges the last pass must be new to the codes, or it would find them better than they are.
-        views = Views(batches, device, skip=recipe.held_out(sum(Views(batches).sizes())))
+        held_out = held_out_rows(recipe, sum(Views(batches).sizes()), place.seed)
+        views = Views(batches, device, left_out=held_out.tolist())
         caches = _Caches(chain, views, budget)
     for index, unit in enumerate(units):
         progress.begin(unit)

@@ -13,6 +13,7 @@ from pack_ptq.callbacks.tuning_monitor import TuningMonitor
 from pack_ptq.distributed import world
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
+from pack_ptq.held_out import held_out_rows
 from pack_ptq.modules.random_batches import RandomBatches
 from pack_ptq.modules.tuning import NetworkData, NetworkTuning, check_tuning
 from pack_ptq.schedules import evaluation_steps
@@ -52,14 +53,14 @@ def tune(
     views = Views(batches, device, augment, count, of_process)
     budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, place.folder)
     data = _outputs(chain, views, samples * views.count, sizes[0], budget)
-    held_out = recipe.held_out(samples)
+    held_out = held_out_rows(recipe, samples, place.seed)
     module = NetworkTuning(chain, spec, steps, recipe.weight.bits)
-    best = KeepBestTuning(data, slice(0, held_out), evaluation_steps(steps, spec.evaluations))
+    best = KeepBestTuning(data, held_out, evaluation_steps(steps, spec.evaluations))
     best.begin(module)
     callbacks = [best, TuningMonitor(), StepProgress("tuning", steps, enabled=place.show), *place.callbacks]
     trainer = make_trainer(place.hardware, callbacks, place.logger, max_steps=steps)
     rows = torch.arange(len(data.target))
-    seen = rows[rows % samples >= held_out]  # every view of a held-out sample is held out
+    seen = rows[~torch.isin(rows % samples, held_out)]  # every view of a held-out sample is held out
     trainer.fit(module, RandomBatches(data, spec.batch_size, steps, of_process, seen).loader())
     chain.network.to(device)  # Lightning has moved it to the CPU
     kept = best.chosen()

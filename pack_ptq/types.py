@@ -222,7 +222,7 @@ class TuningSpec(Record):
             they stay.
         views: How often each calibration sample is taken at most, where the datamodule can `augment`: once as it is,
             then changed. No more are made than the steps use up.
-        held_out: Share of the calibration samples, the first ones, that judge the pass; neither it nor the fits of
+        held_out: Share of the calibration samples, drawn at random, that judge the pass; neither it nor the fits of
             units see them.
         evaluations: How often it is; the best iterate is kept, unless the start is better by more than twice the
             standard error of the difference, or has less than half the divergence.
@@ -329,10 +329,6 @@ class Recipe(Record):
         """Optimisation steps per unit, 0 for no fit."""
         steps = self.reconstruction.steps
         return STEPS[self.budget] if steps is None else steps
-
-    def held_out(self, samples: int) -> int:
-        """Give how many of the first samples only judge the last pass; none if there is no pass, or only one sample."""
-        return min(max(1, int(samples * self.tuning.held_out)), samples - 1) if self.tuning_steps else 0
 
     @property
     def tuning_steps(self) -> int:

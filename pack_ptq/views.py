@@ -25,7 +25,7 @@ class Views:
         augment: Changes inputs at random as their kind of data allows; without it there is one view.
         count: Views of each sample, 1 or more; the first one is the sample itself.
         seed: Of the changes.
-        skip: Samples at the beginning of every view that are left out, fewer than there are.
+        left_out: Places of samples that are in no view, fewer than there are.
     """
 
     def __init__(
@@ -35,9 +35,10 @@ class Views:
         augment: Augment | None = None,
         count: int = 1,
         seed: int = 0,
-        skip: int = 0,
+        left_out: Iterable[int] = (),
     ) -> None:
-        self.batches, self.augment, self.seed, self.device, self.skip = batches, augment, seed, device, skip
+        self.batches, self.augment, self.seed, self.device = batches, augment, seed, device
+        self.left_out = frozenset(left_out)
         self.count = count if augment is not None else 1
 
     def sizes(self) -> list[int]:
@@ -45,12 +46,13 @@ class Views:
         return [len(inputs) for inputs in self._inputs()]
 
     def _inputs(self) -> Iterator[Tensor]:
-        left = self.skip
+        begin = 0
         for batch in self.batches:
             inputs = batch[0] if isinstance(batch, tuple | list) else batch
-            if left < len(inputs):
-                yield inputs[left:]
-            left = max(0, left - len(inputs))
+            kept = [row for row in range(len(inputs)) if begin + row not in self.left_out]
+            begin += len(inputs)
+            if kept:
+                yield inputs if len(kept) == len(inputs) else inputs[kept]
 
     def __iter__(self) -> Iterator[Tensor]:
         for view in range(self.count):

@@ -27,8 +27,9 @@ FLOORS = [
         "snapshot",
         "states",
         "views",
+        "held_out",
     ],
-    ["modules", "models", "trainers", "runs"],
+    ["modules", "models", "trainers", "runs", "measurements"],
     ["callbacks", "datamodules", "configs"],
     [
         "activation_noise",

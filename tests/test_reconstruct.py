@@ -31,6 +31,7 @@ from pack_ptq import (
 )
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
+from pack_ptq.held_out import held_out_rows
 from pack_ptq.modules.reconstruction import PackReconstruction
 from pack_ptq.types import TuningSpec, Unit, UnitResult
 from pack_ptq.views import derived_seed
@@ -132,9 +133,11 @@ def test_samples_that_judge_the_last_pass_are_not_fitted_to(
     small_recipe: Recipe,
 ) -> None:  # fmt: skip
     recipe = replace(fitted(small_recipe, steps=5), tuning=TuningSpec(steps=steps, held_out=share))
+    left = held_out_rows(recipe, 64, PLACE.seed).tolist()
+    assert len(left) == left_out
     others, one_more = samples.clone(), samples.clone()
-    others[:left_out] += 1
-    one_more[: left_out + 1] += 1
+    others[left] += 1
+    one_more[next(row for row in range(64) if row not in left)] += 1
     chains = [run(small_chain, small_units, x.split(16), recipe)[0] for x in (samples, others, one_more)]
     assert equal(chains[0], chains[1])
     assert not equal(chains[0], chains[2])

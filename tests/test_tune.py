@@ -16,6 +16,7 @@ from pack_ptq.cache import MemoryBudget
 from pack_ptq.errors import UserError
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
+from pack_ptq.held_out import held_out_rows
 from pack_ptq.modules import tuning
 from pack_ptq.tune import tune
 from pack_ptq.types import QuantizerSpec, TuningResult, TuningSpec
@@ -74,7 +75,8 @@ def test_outputs_come_closer_and_codes_stay(
     assert result.steps == 40
     assert result.after < 0.9 * result.before
     assert result.seconds > 0
-    held_out, seen = samples[:8], samples[8:]
+    places = held_out_rows(with_tuning(small_recipe), 64, PLACE.seed)
+    held_out, seen = samples[places], samples[[place for place in range(64) if place not in places]]
     assert result.after == pytest.approx(divergence(hard_chain, chain, held_out), rel=1e-3)
     switch(hard_chain.layers.values(), "hard", activations=True)
     untuned = copy.deepcopy(hard_chain)
@@ -168,8 +170,9 @@ def test_views_fill_the_cache_and_leave_nothing(
     assert [budget.used for budget in budgets] == [0, 0]
     switch(hard_chain.layers.values(), "hard", activations=True)
     untuned = copy.deepcopy(hard_chain)
+    judges = samples[held_out_rows(recipe, 64, PLACE.seed)]
     for _, result in results:
-        assert result.before == pytest.approx(divergence(hard_chain, untuned, samples[:8]), rel=1e-3)
+        assert result.before == pytest.approx(divergence(hard_chain, untuned, judges), rel=1e-3)
     assert changed(results[0][0], results[1][0])
 
 
@@ -225,7 +228,9 @@ def test_held_out_samples_are_never_drawn_in_any_view(
     run(hard_chain, marked_samples(count).split(9), recipe, augment=shake)
     first = torch.cat(drawn)[:, 0, 0, 0]
     places = (first / 10).round()
-    assert set(places.int().tolist()) == set(range(held_out, count))
+    left = held_out_rows(recipe, count, PLACE.seed).tolist()
+    assert len(left) == held_out
+    assert set(places.int().tolist()) == set(range(count)) - set(left)
     own = (first == 10 * places).double().mean().item()
     assert own == pytest.approx(1 / 3, abs=0.15), "a third of the draws is of the samples themselves"
 
@@ -353,7 +358,7 @@ def test_integer_biases_stay_multiples_of_the_tuned_scales(
         codes = layer.rounded_bias(layer.bias).double() / step
         torch.testing.assert_close(codes, codes.round(), rtol=1e-6, atol=1e-3)
         assert ((layer.rounded_bias(layer.bias) - layer.bias).abs() <= 0.501 * step).all()
-    held_out = samples[:8]
+    held_out = samples[held_out_rows(recipe, 64, PLACE.seed)]
     assert result.after == pytest.approx(divergence(chain_of(small_network, held_out), chain, held_out), rel=1e-3)
 
 

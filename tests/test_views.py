@@ -54,12 +54,14 @@ def test_without_a_change_there_is_one_view() -> None:
     assert torch.equal(together(views), ROWS)
 
 
-@pytest.mark.parametrize(("skip", "sizes"), [(0, [4, 4, 2]), (1, [3, 4, 2]), (4, [4, 2]), (5, [3, 2]), (9, [1])])
-def test_samples_at_the_beginning_are_left_out_of_every_view(skip: int, sizes: list[int]) -> None:
-    views = Views([[x, 0] for x in ROWS.split(4)], "cpu", shake, 2, seed=1, skip=skip)
+@pytest.mark.parametrize(
+    ("left_out", "sizes"), [([], [4, 4, 2]), ([5], [4, 3, 2]), ([4, 5, 6, 7], [4, 2]), ([0, 3, 9], [2, 4, 1])]
+)
+def test_samples_can_be_left_out_of_every_view(left_out: list[int], sizes: list[int]) -> None:
+    views = Views([[x, 0] for x in ROWS.split(4)], "cpu", shake, 2, seed=1, left_out=left_out)
     assert views.sizes() == sizes
-    first, second = together(views).split(10 - skip)
-    assert torch.equal(first, ROWS[skip:])
+    first, second = together(views).split(10 - len(left_out))
+    assert first.flatten().tolist() == [row for row in range(10) if row not in left_out]
     assert ((second - first > 0) & (second - first < 1)).all()
 
 

@@ -108,11 +108,11 @@ class NetworkTuning(L.LightningModule):
         return kl_from_full_precision(self.chain.network(x), reference).mean()
 
     @torch.no_grad()
-    def divergences(self, data: PackData, rows: slice) -> Tensor:
+    def divergences(self, data: PackData, rows: Tensor) -> Tensor:
         """Give `KL(p_fp || p_q)` on some rows, in nats, shape (rows,), float64 on the CPU."""
         found = []
-        for start in range(rows.start, rows.stop, 64):
-            _, x, reference = data.rows(slice(start, min(start + 64, rows.stop)))
+        for part in rows.split(64):
+            _, x, reference = data.rows(part)
             found.append(kl_from_full_precision(self.chain.network(x).double(), reference.double()).cpu())
         return torch.cat(found)
 
