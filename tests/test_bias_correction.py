@@ -21,7 +21,7 @@ from pack_ptq.modules.pack_data import PackData
 from pack_ptq.quant.layers import QuantizedLayer
 from pack_ptq.report import size_summary
 from pack_ptq.states import put_unit_state, unit_state
-from pack_ptq.types import BitPlan, LowRankSpec, Unit, UnitResult
+from pack_ptq.types import BitPlan, LowRankSpec, TuningSpec, Unit, UnitResult
 
 COUNT = 50  # three whole batches and a partial one
 RESULT = UnitResult("x", ("x",), 1, 1.0, 1.0, True, 0.0)
@@ -248,7 +248,8 @@ def test_a_rejected_low_rank_fit_leaves_the_loss_that_is_told(samples: Tensor) -
     x = samples.flatten(1)[:, :6].contiguous()
     chain = calibrated(network, x, 3)
     harmful = LowRankSpec((2,), search_steps=1, fit_steps=5, learning_rate=100.0)
-    recipe = Recipe(QuantizerSpec(3), QuantizerSpec(3, per_channel=False), protocol="all")
+    fit_only = TuningSpec(steps=0)
+    recipe = Recipe(QuantizerSpec(3), QuantizerSpec(3, per_channel=False), protocol="all", tuning=fit_only)
     chain, (result,) = fitted(
         chain, [whole(chain)], [x], recipe, bias_lr=0.1, steps=2, batch_size=16, low_rank=harmful, rounding_lr=100.0
     )
