@@ -88,9 +88,10 @@ def reconstruct(
     if len(finished) < len(units):
         budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, place.folder)
         # What judges the last pass must be new to the codes, or it would find them better than they are.
-        held_out = held_out_rows(recipe, sum(Views(batches).sizes()), place.seed)
+        sizes = Views(batches).sizes()
+        held_out = held_out_rows(recipe, sum(sizes), place.seed)
         views = Views(batches, device, left_out=held_out.tolist())
-        caches = _Caches(chain, views, budget)
+        caches = _Caches(chain, views, sum(sizes) - len(held_out), sizes[0], budget)
     for index, unit in enumerate(units):
         progress.begin(unit)
         result = finished.get(index)
@@ -115,10 +116,8 @@ def reconstruct(
 class _Caches:
     """The inputs of the next unit in both networks, its target, and the weights of its error if there are any."""
 
-    def __init__(self, chain: Chain, views: Views, budget: MemoryBudget) -> None:
-        self.chain, self.budget = chain, budget
-        sizes = views.sizes()
-        self.count, self.batch_size = sum(sizes), max(sizes)
+    def __init__(self, chain: Chain, views: Views, count: int, batch_size: int, budget: MemoryBudget) -> None:
+        self.chain, self.budget, self.count, self.batch_size = chain, budget, count, batch_size
         self.full = fill(budget, self.count, views, lambda x: x)
         self.quantized = self.full
         self.target: Storage | None = None
