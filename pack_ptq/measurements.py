@@ -13,7 +13,7 @@ from torch import Tensor
 from pack_ptq.distributed import all_reduce, barrier
 from pack_ptq.graph.chain import Chain
 from pack_ptq.quant.quantizers import WeightMode
-from pack_ptq.runs import RunFolder
+from pack_ptq.runs import RunFolder, network_digest, tensor_bytes
 from pack_ptq.states import ranges_state
 from pack_ptq.trainers import is_first_process
 
@@ -33,7 +33,7 @@ class Measurements:
     def file(self, chain: Chain, weights: WeightMode) -> Path:
         """Give the file of a network as it stands, with its weights in a mode."""
         digest = hashlib.sha256()
-        _add(digest, [*self.conditions, weights, chain.network.state_dict(), ranges_state(chain)])
+        _add(digest, [*self.conditions, weights, network_digest(chain.network), ranges_state(chain)])
         return self.folder / f"{digest.hexdigest()}.json"
 
     @staticmethod
@@ -55,9 +55,8 @@ def _add(digest: "hashlib._Hash", value: Any) -> None:
     if isinstance(value, Mapping):
         value = [item for key in sorted(value) for item in (key, value[key])]
     if isinstance(value, Tensor):
-        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         digest.update(f"{value.dtype} {tuple(value.shape)}:".encode())
-        digest.update(content)
+        digest.update(tensor_bytes(value))
     elif isinstance(value, list | tuple):
         digest.update(f"{len(value)}[".encode())
         for item in value:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from pack_ptq.cache import CACHE_FILE
 from pack_ptq.errors import UserError, refuse
@@ -53,12 +53,17 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Give the values as they lie in memory, whatever their type."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
 def network_digest(network: nn.Module) -> str:
     """Give a digest of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 

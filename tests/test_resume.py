@@ -229,6 +229,10 @@ def test_full_precision_is_measured_before_biases_change(whole, whole_tuned):
     first, second = (json.loads((folder / "report.json").read_text()) for folder in (whole, whole_tuned))
     for what in ("full_precision", "rounded_to_nearest"):
         assert first["metrics"][what] == second["metrics"][what]
+    tuned = torch.load(whole_tuned / "tuned.pt", weights_only=True)["layers"]
+    for pack in packs_of(whole_tuned).values():
+        for path, layer in pack["layers"].items():
+            assert torch.equal(layer["codes"], tuned[path]["codes"])
     before = torch.load(whole_tuned / "network.pt", weights_only=True)
     after = torch.load(whole_tuned / "tuned.pt", weights_only=True)["biases"]
     assert after.keys() == {key.removesuffix(".layer.bias") for key in before if key.endswith(".layer.bias")}

@@ -85,7 +85,7 @@ def test_curriculum_grows_to_everything(steps: int, start: float) -> None:
     assert curriculum_share(3, 4, 0.5) == 0.875
 
 
-def test_tuning_rates_fall_with_the_variance_of_the_rounding_error() -> None:
+def test_tuning_rates_fall_with_the_square_of_the_variance_of_the_rounding_error() -> None:
     assert [rate_at_bits(bits) for bits in (2, 3)] == [1, 1]
     assert rate_at_bits(4) == pytest.approx((7 / 15) ** 4)
     assert all(rate_at_bits(bits + 1) < rate_at_bits(bits) for bits in range(3, 8))
