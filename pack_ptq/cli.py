@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import jsonargparse
 import torch.distributed as dist
 
+from pack_ptq.allocator import keep_freed_memory
 from pack_ptq.commands import COMMANDS, compare, quantize
 from pack_ptq.compare import plan_runs
 from pack_ptq.configs.shipped import config_file
@@ -144,6 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", module="lightning.*")
     threading.excepthook = _quiet_thread
+    keep_freed_memory()
     try:
         run(sys.argv[1:] if arguments is None else arguments)
         if world()[1] > 1:
