@@ -21,7 +21,7 @@ from pack_ptq.current_folder import make_importable
 from pack_ptq.distributed import world
 from pack_ptq.errors import UserError
 from pack_ptq.models import ModelSource
-from pack_ptq.null_keys import with_nulls
+from pack_ptq.null_keys import refuse_nulls, with_nulls
 from pack_ptq.parse_errors import reword
 from pack_ptq.trainers import is_first_process
 
@@ -117,7 +117,9 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     own, keys = _split(arguments) if arguments[:1] == ["compare"] else (arguments, [])
     parser = build_parser()
     try:
-        chosen = parser.instantiate_classes(parser.parse_args(with_nulls(_with_config_files(own))))
+        read = parser.parse_args(with_nulls(_with_config_files(own)))
+        refuse_nulls(COMMANDS[read.command], read[read.command])
+        chosen = parser.instantiate_classes(read)
     except jsonargparse.ArgumentError as error:
         raise UserError(reword(str(error), _keys(arguments))) from error
     values = dict(chosen[chosen.command])

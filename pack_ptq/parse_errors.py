@@ -26,17 +26,17 @@ def reword(message: str, keys: Sequence[str]) -> str:
         names = _parameters(holder) if holder is not None else _beside(name, keys)
         return f"{'.'.join([*path, name])} is no key; allowed: {', '.join(names) or 'none'}"
     if wrong := re.search(r"Expected an? (.*)\. Got value: (.*)", message):
-        return f"{'.'.join(path)} is {wrong[2]!r}; allowed: {_readable(wrong[1])}"
+        return f"{'.'.join(path)} is {wrong[2]!r}; allowed: {readable(wrong[1])}"
     if union := re.search(r"Subtypes: \[(.*)\]\n.*Given value: ([^\n]*)", message, re.DOTALL):
-        return f"{'.'.join(path)} is {union[2]!r}; allowed: {_readable(union[1])}"
+        return f"{'.'.join(path)} is {union[2]!r}; allowed: {readable(union[1])}"
     if section := re.search(r"Not a valid subclass of (\w+)\. Got value: ([^\n{]*)\n", message):
         return f"{'.'.join(path)} is {section[2]!r}; allowed: keys of {section[1]}, or class_path and init_args"
     if abstract := re.search(r"Expected an instantiatable class, but (\S+) is abstract", message):
-        missing = sorted(_import(abstract[1]).__abstractmethods__)
+        missing = sorted(import_class(abstract[1]).__abstractmethods__)
         return f"{'.'.join(path)}.class_path is {abstract[1]!r}; allowed: a class that has {', '.join(missing)}, too"
     lines = [line.strip() for line in message.splitlines()]
     rest = [line for line in lines if line and not line.startswith(("Parser key", "Problem with given class_path"))]
-    given = f" is {holder!r}" if holder is not None and _import(holder) is None else ""
+    given = f" is {holder!r}" if holder is not None and import_class(holder) is None else ""
     return (f"{'.'.join(path)}{given}: " if path else "") + "; ".join(rest)
 
 
@@ -49,14 +49,19 @@ def _place(message: str) -> tuple[list[str], str | None]:
             path.append(key)
             continue
         holder = class_path
-        found = _import(class_path)
-        # Only classes that are chosen by their path have `init_args`; some datamodules are dataclasses, too.
-        if not dataclasses.is_dataclass(found) or (isinstance(found, type) and issubclass(found, PTQData)):
+        found = import_class(class_path)
+        if has_init_args(found):
             path.append("class_path" if found is None else "init_args")
     return path, holder
 
 
-def _import(class_path: str) -> Any:
+def has_init_args(found: Any) -> bool:
+    """Tell whether a class's keys lie below `init_args`, as those of every class that is chosen by its path."""
+    return not dataclasses.is_dataclass(found) or (isinstance(found, type) and issubclass(found, PTQData))
+
+
+def import_class(class_path: str) -> Any:
+    """Give what lies at a dotted path, or None."""
     module, _, name = class_path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name, None)
@@ -65,7 +70,7 @@ def _import(class_path: str) -> Any:
 
 
 def _parameters(class_path: str) -> list[str]:
-    return list(inspect.signature(_import(class_path)).parameters)
+    return list(inspect.signature(import_class(class_path)).parameters)
 
 
 def _beside(name: str, keys: Sequence[str]) -> list[str]:
@@ -75,6 +80,7 @@ def _beside(name: str, keys: Sequence[str]) -> list[str]:
     return beside or [key for key in keys if "." not in key]
 
 
-def _readable(types: str) -> str:
+def readable(types: str) -> str:
+    """Word Python types as a reader of YAML knows them."""
     types = LITERAL.sub(lambda found: found[1].replace("'", ""), types)
     return CLASS.sub(lambda found: found[1].replace("NoneType", "null"), types)

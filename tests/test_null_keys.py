@@ -1,10 +1,16 @@
 """Null on the command line for what may be null, and refused for what may not."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
+import yaml
+from jsonargparse import Namespace
 
 from pack_ptq import UserError
 from pack_ptq.cli import parse
-from pack_ptq.null_keys import with_nulls
+from pack_ptq.null_keys import refuse_nulls, with_nulls
 from pack_ptq.types import Recipe
 
 
@@ -39,6 +45,38 @@ def test_later_values_win() -> None:
 def test_other_keys_are_refused(key: str) -> None:
     with pytest.raises(UserError, match=rf"recipe\.{key} is .*; allowed: int"):
         recipe_of(f"--recipe.{key}", "null")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"recipe": {"reconstruction": {"batch_size": None}}},
+            "recipe.reconstruction.batch_size is 'null'; allowed: int",
+        ),
+        ({"recipe": {"protocol": None}}, "recipe.protocol is 'null'; allowed: first_last_8, "),
+        ({"data": {"init_args": {"batch_size": None}}}, "data.init_args.batch_size is 'null'; allowed: int"),
+        ({"hardware": {"devices": None}}, "hardware.devices is 'null'; allowed: int"),
+    ],
+)
+def test_null_in_a_file_is_refused_before_work_starts(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    path = tmp_path / "null.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        recipe_of("--config", str(path))
+
+
+class Taking:
+    """Parameters whose null is fine: by its type, by its default, without a type."""
+
+    def __init__(self, by_type: int | None, anything, by_default: str = None, number: int = 1) -> None:  # type: ignore[no-untyped-def, assignment] # noqa: RUF013
+        """Take them."""
+
+
+def test_null_stays_where_it_may_be() -> None:
+    refuse_nulls(Taking, Namespace(by_type=None, anything=None, by_default=None, number=2))
+    with pytest.raises(UserError, match=r"^data\.number is 'null'; allowed: int$"):
+        refuse_nulls(Taking, Namespace(by_type=None, anything=None, by_default=None, number=None), ("data",))
 
 
 def test_other_arguments_stay_as_they_are() -> None:
