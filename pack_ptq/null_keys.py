@@ -62,11 +62,11 @@ def refuse_nulls(owner: Callable[..., Any], values: Namespace, path: tuple[str, 
             raise refuse(".".join(here), "null", readable(str(hints[name])))
         if not isinstance(value, Namespace):
             continue
-        if set(vars(value)) <= {"class_path", "init_args"}:
+        if set(vars(value)) == {"class_path", "init_args"}:
             found = import_class(value.class_path)
-            below = (*here, "init_args") if has_init_args(found) else here
-            refuse_nulls(found, value.get("init_args", Namespace()), below)
-        elif name in hints:
+            if found is not None:
+                refuse_nulls(found, value.init_args, (*here, "init_args") if has_init_args(found) else here)
+        elif inspect.isclass(hints.get(name)):
             refuse_nulls(hints[name], value, here)
 
 

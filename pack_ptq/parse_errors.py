@@ -1,8 +1,8 @@
 """Reword what jsonargparse finds wrong: one line that names the key, the value and what is allowed."""
 
 import dataclasses
-import importlib
 import inspect
+import pydoc
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -62,9 +62,8 @@ def has_init_args(found: Any) -> bool:
 
 def import_class(class_path: str) -> Any:
     """Give what lies at a dotted path, or None."""
-    module, _, name = class_path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name, None)
+        return pydoc.locate(class_path)
     except Exception:  # a wrong path of the user's, whose module may raise anything
         return None
 

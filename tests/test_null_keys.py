@@ -1,5 +1,6 @@
 """Null on the command line for what may be null, and refused for what may not."""
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from jsonargparse import Namespace
 from pack_ptq import UserError
 from pack_ptq.cli import parse
 from pack_ptq.null_keys import refuse_nulls, with_nulls
+from pack_ptq.parse_errors import import_class
 from pack_ptq.types import Recipe
 
 
@@ -77,6 +79,11 @@ def test_null_stays_where_it_may_be() -> None:
     refuse_nulls(Taking, Namespace(by_type=None, anything=None, by_default=None, number=2))
     with pytest.raises(UserError, match=r"^data\.number is 'null'; allowed: int$"):
         refuse_nulls(Taking, Namespace(by_type=None, anything=None, by_default=None, number=None), ("data",))
+
+
+def test_classes_are_found_inside_classes_too() -> None:
+    assert import_class("argparse.Action.format_usage") is argparse.Action.format_usage
+    assert import_class("argparse.Action.missing") is None
 
 
 def test_other_arguments_stay_as_they_are() -> None:
