@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
 
     By default every tensor above 32 MiB is a mapping of its own, whose pages the kernel zeroes each time one is touched
     first: a third of the time of a mobile network at 224 pixels (docs/experiments.md). A process then holds about a
-    quarter more.
+    third more.
 
     Returns:
         Whether it is so now: only with glibc, and only where the environment sets nothing of the kind.
