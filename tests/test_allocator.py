@@ -9,29 +9,30 @@ import pytest
 
 from pack_ptq import allocator
 
-PAGES_OF_A_LOOP = """
-import resource, sys, torch
+FAULTS_BEFORE_AND_AFTER = """
+import resource, torch
 from pack_ptq.allocator import keep_freed_memory
-if sys.argv[1] == "kept":
-    assert keep_freed_memory()
-torch.zeros(2**24).add_(1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
+
+def faults():
     torch.zeros(2**24).add_(1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.zeros(2**24).add_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+assert keep_freed_memory()
+print(given_back, faults())
 """
 
 
-def page_faults(how: str) -> int:
-    """Count the faults of 20 tensors of 64 MiB, one after the other, in a process of its own."""
-    environment = {name: value for name, value in os.environ.items() if name not in allocator.SETTINGS}
-    command = [sys.executable, "-c", PAGES_OF_A_LOOP, how]
-    return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_pages_are_touched_first_only_once() -> None:
-    assert page_faults("kept") < 0.2 * page_faults("given back")
+def test_pages_of_a_tensor_serve_the_next_one() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in allocator.SETTINGS}
+    command = [sys.executable, "-c", FAULTS_BEFORE_AND_AFTER]
+    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    given_back, kept = map(int, output.split())
+    assert kept < 0.2 * given_back
 
 
 def test_what_the_environment_says_stays(monkeypatch: pytest.MonkeyPatch) -> None:
