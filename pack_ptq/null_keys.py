@@ -37,7 +37,7 @@ def _mappings(option: str, record: Any) -> dict[str, str]:
         value = getattr(record, field.name)
         if dataclasses.is_dataclass(value):
             found |= _mappings(f"{option}.{field.name}", value)
-        elif type(None) in get_args(field.type):
+        elif _may_be_null(field.type):
             found[f"{option}.{field.name}"] = f"{option}={json.dumps({field.name: None})}"
     return found
 

@@ -1,4 +1,4 @@
-"""Null on the command line for what may be null, and refused for what may not."""
+"""Null for what may be null on the command line, and refused for what may not, there and in files."""
 
 import argparse
 import re
