@@ -7,7 +7,7 @@ import platform
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 KEPT = 2**31 - 1  # bytes, the most an int can say
 MAPPED = 2**30  # bytes
-SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
+SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
 
 
 def keep_freed_memory() -> bool:
@@ -20,7 +20,8 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it is so now: only with glibc, and only where the environment sets nothing of the kind.
     """
-    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in SETTINGS):
+    tuned = "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "") or any(name in os.environ for name in SETTINGS)
+    if platform.libc_ver()[0] != "glibc" or tuned:
         return False
     library = ctypes.CDLL(None)
     return bool(library.mallopt(M_MMAP_THRESHOLD, MAPPED)) and bool(library.mallopt(M_TRIM_THRESHOLD, KEPT))

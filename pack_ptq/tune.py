@@ -52,7 +52,7 @@ def tune(
     count = min(spec.views, max(1, round(steps * spec.batch_size / samples)))
     views = Views(batches, device, augment, count, of_process)
     budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, place.folder)
-    data = _outputs(chain, views, samples * views.count, sizes[0], budget)
+    data = _outputs(chain, views, samples * views.count, sizes[0], budget, spec.feature_weight > 0)
     held_out = held_out_rows(recipe, samples, place.seed)
     module = NetworkTuning(chain, spec, steps, recipe.weight.bits)
     best = KeepBestTuning(data, held_out, evaluation_steps(steps, spec.evaluations))
@@ -71,10 +71,18 @@ def tune(
 
 
 @torch.no_grad()
-def _outputs(chain: Chain, views: Views, rows: int, batch_size: int, budget: MemoryBudget) -> NetworkData:
+def _outputs(
+    chain: Chain, views: Views, rows: int, batch_size: int, budget: MemoryBudget, with_features: bool
+) -> NetworkData:
     """Cache the inputs of all views and what the full-precision network gives for them."""
     switch(chain.operations, "off", activations=False)
+    last, end = len(chain) - 1, len(chain)
     inputs = fill(budget, rows, views, lambda x: x)
-    outputs = fill(budget, rows, inputs.batches(batch_size), chain.network)
+    features = None
+    if with_features and last:
+        features = fill(budget, rows, inputs.batches(batch_size), lambda x: chain.run(x, 0, last))
+        outputs = fill(budget, rows, features.batches(batch_size), lambda x: chain.run(x, last, end))
+    else:
+        outputs = fill(budget, rows, inputs.batches(batch_size), chain.network)
     switch(chain.operations, "hard", activations=True)
-    return NetworkData(inputs, outputs)
+    return NetworkData(inputs, inputs, outputs, features=features)

@@ -220,6 +220,8 @@ class TuningSpec(Record):
         activation_scale_lr: The same for activation scales, whatever the bits.
         bias_lr: As `weight_scale_lr` for biases, relative to the root mean square of a layer's biases; where all are 0,
             they stay.
+        feature_weight: Of the squared error of what the last block gives, relative to its mean square, beside the
+            divergence of the output in nats; 0 takes the output alone.
         views: How often each calibration sample is taken at most, where the datamodule can `augment`: once as it is,
             then changed. No more are made than the steps use up.
         held_out: Share of the calibration samples, drawn at random, that judge the pass; neither it nor the fits of
@@ -233,6 +235,7 @@ class TuningSpec(Record):
     weight_scale_lr: float = 1e-2
     activation_scale_lr: float = 3e-3
     bias_lr: float = 1e-2
+    feature_weight: float = 10.0
     views: int = 8
     held_out: float = 0.125
     evaluations: int = 4
@@ -251,7 +254,7 @@ class TuningSpec(Record):
         if not 0 < self.held_out <= 0.5:
             raise refuse(f"{key}.held_out", self.held_out, "above 0 and at most 0.5")
         rates = ("weight_scale_lr", "activation_scale_lr", "bias_lr")
-        for name in rates:
+        for name in (*rates, "feature_weight"):
             if not getattr(self, name) >= 0:
                 raise refuse(f"{key}.{name}", getattr(self, name), "0 or more")
         if self.steps != 0 and not any(getattr(self, name) for name in rates):

@@ -22,6 +22,7 @@ from pack_ptq.tune import tune
 from pack_ptq.types import QuantizerSpec, TuningResult, TuningSpec
 
 PLACE = Workplace(hardware=Hardware("cpu"))
+FEATURES = 8 * 6 * 6  # what the head of the small network reads of a sample
 SPEC = TuningSpec(steps=40, batch_size=16, weight_scale_lr=3e-3, activation_scale_lr=3e-3, bias_lr=3e-3)
 
 
@@ -166,8 +167,11 @@ def test_views_fill_the_cache_and_leave_nothing(
 
     recipe = with_tuning(small_recipe, steps=12, views=3)
     results = [run(hard_chain, batches, recipe, augment=augment) for augment in (mirror, None)]
-    assert [budget.most for budget in budgets] == [views * (samples.nbytes + 64 * 5 * 4) for views in (3, 1)]
-    assert [budget.used for budget in budgets] == [0, 0]
+    results.append(run(hard_chain, batches, with_tuning(small_recipe, steps=12, feature_weight=0.0)))
+    view = samples.nbytes + 64 * 5 * 4
+    features = 64 * FEATURES * 4
+    assert [budget.most for budget in budgets] == [3 * (view + features), view + features, view]
+    assert [budget.used for budget in budgets] == [0, 0, 0]
     switch(hard_chain.layers.values(), "hard", activations=True)
     untuned = copy.deepcopy(hard_chain)
     judges = samples[held_out_rows(recipe, 64, PLACE.seed)]
@@ -199,7 +203,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     found: list[Tensor] = []
     original = tuning.NetworkTuning.training_step
 
-    def training_step(module: Any, batch: Any, index: int) -> Tensor:
+    def training_step(module: Any, batch: Any, index: int) -> dict[str, Tensor]:
         found.append(batch[1].clone())
         return original(module, batch, index)
 
@@ -293,7 +297,8 @@ def test_memory_mapped_cache_changes_nothing(
     hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe, tmp_path: Any
 ) -> None:
     recipe = with_tuning(small_recipe, steps=4)
-    small = replace(recipe, reconstruction=replace(recipe.reconstruction, cache_bytes=batches[0].nbytes))
+    largest = len(batches[0]) * FEATURES * 4
+    small = replace(recipe, reconstruction=replace(recipe.reconstruction, cache_bytes=largest))
     chains = [run(hard_chain, batches, each, replace(PLACE, folder=tmp_path))[0] for each in (recipe, small)]
     assert not changed(*chains)
     assert list(tmp_path.iterdir()) == []

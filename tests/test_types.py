@@ -149,6 +149,7 @@ def test_steps_come_from_the_budget_unless_given() -> None:
         ("weight_scale_lr", [-1e-3, float("nan")]),
         ("activation_scale_lr", [-1e-3, float("nan")]),
         ("bias_lr", [-1e-3, float("nan")]),
+        ("feature_weight", [-1.0, float("nan")]),
     ],
 )
 def test_tuning_settings(name: str, values: list[float]) -> None:

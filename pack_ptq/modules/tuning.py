@@ -1,5 +1,7 @@
 """A last pass over the whole network: scales and biases are fitted to its own full-precision outputs."""
 
+from dataclasses import dataclass
+
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -17,16 +19,27 @@ from pack_ptq.types import Recipe, TuningSpec
 Learned = tuple[list[tuple[Tensor, Tensor | None]], list[dict[str, Tensor]]]
 
 
+@dataclass(frozen=True)
 class NetworkData(PackData):
-    """Inputs of the whole network, the same in both paths, and its full-precision outputs."""
+    """Inputs of the whole network, the same in both paths, and its full-precision outputs.
 
-    def __init__(self, inputs: Storage, outputs: Storage) -> None:
-        super().__init__(inputs, inputs, outputs)
+    Attributes:
+        features: What the last link reads in the full-precision network, if a link lies before it.
+    """
 
-    def rows(self, index: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Give the inputs of some rows twice, without a second copy, and their outputs."""
+    features: Storage | None = None
+
+    def rows(self, index: Tensor | slice) -> tuple[Tensor, ...]:
+        """Give the inputs of some rows twice, without a second copy, their outputs, and their features if cached."""
         x = self.full_input.rows(index)
-        return x, x, self.target.rows(index)
+        found = x, x, self.target.rows(index)
+        return found if self.features is None else (*found, self.features.rows(index))
+
+    def close(self) -> None:
+        """Give the memory back."""
+        super().close()
+        if self.features is not None:
+            self.features.close()
 
 
 def check_tuning(chain: Chain, recipe: Recipe, samples: int) -> None:
@@ -54,8 +67,9 @@ class NetworkTuning(L.LightningModule):
     """Fits weight scales, activation scales and biases of all layers; the hard codes stay as they are.
 
     Units were fitted one after the other to their own outputs; this pass weighs their errors by what they do to the
-    network's output, `KL(p_fp || p_q)`. It has few variables (per channel, not per weight), so that some hundred
-    samples do not overfit it.
+    network's output. The loss is `KL(p_fp || p_q) + w ||f_q - f||^2 / ||f||^2`, `f` the features that the last link
+    reads and `w` the recipe's `feature_weight`: a few hundred samples overfit their logits alone sooner. It has few
+    variables (per channel, not per weight) for the same reason.
 
     Args:
         chain: The network with hard codes.
@@ -102,17 +116,24 @@ class NetworkTuning(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_to_zero(step, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], index: int) -> Tensor:
-        """Give the divergence from the full-precision output."""
-        _, x, reference = batch
-        return kl_from_full_precision(self.chain.network(x), reference).mean()
+    def training_step(self, batch: tuple[Tensor, ...], index: int) -> dict[str, Tensor]:
+        """Give the loss, and as a part of it the divergence from the full-precision output."""
+        _, x, reference, *features = batch
+        end = len(self.chain)
+        found = self.chain.run_collecting(x, 0, end, {end - 1} if features else ())
+        divergence = kl_from_full_precision(found[end], reference).mean()
+        loss = divergence
+        for full in features:
+            error = (found[end - 1] - full).square().mean()
+            loss = loss + self.spec.feature_weight * error / full.square().mean()
+        return {"loss": loss, "divergence": divergence.detach()}
 
     @torch.no_grad()
     def divergences(self, data: PackData, rows: Tensor) -> Tensor:
         """Give `KL(p_fp || p_q)` on some rows, in nats, shape (rows,), float64 on the CPU."""
         found = []
         for part in rows.split(64):
-            _, x, reference = data.rows(part)
+            _, x, reference, *_ = data.rows(part)
             found.append(kl_from_full_precision(self.chain.network(x).double(), reference.double()).cpu())
         return torch.cat(found)
 

@@ -20,7 +20,8 @@ def test_tuning_shows_where_it_stands() -> None:
     module: Any = SimpleNamespace(steps=24)
     for trainer in (SimpleNamespace(logger=None), SimpleNamespace(logger=logger)):
         for step in range(24):
-            TuningMonitor().on_train_batch_end(trainer, module, {"loss": torch.tensor(step / 8)}, None, step)  # type: ignore[arg-type]
+            outputs = {"loss": torch.tensor(9.0), "divergence": torch.tensor(step / 8)}
+            TuningMonitor().on_train_batch_end(trainer, module, outputs, None, step)  # type: ignore[arg-type]
     assert points == [({"tuning/divergence": step / 8}, step) for step in (0, 10, 20, 23)]
 
 

@@ -36,13 +36,26 @@ def learned(chain: Chain) -> set[str]:
     return {name for name, parameter in chain.network.named_parameters() if parameter.requires_grad}
 
 
-def data_for(chain: Chain, samples: Tensor) -> NetworkData:
+def data_for(chain: Chain, samples: Tensor, with_features: bool = False) -> NetworkData:
     switch(chain.layers.values(), "off", activations=False)
     budget = MemoryBudget(2**30)
     inputs = fill(budget, len(samples), samples.split(16), lambda x: x)
     outputs = fill(budget, len(samples), inputs.batches(16), chain.network)
+    features = None
+    if with_features:
+        features = fill(budget, len(samples), inputs.batches(16), lambda x: read_by_the_head(chain, x))
     switch(chain.layers.values(), "hard", activations=True)
-    return NetworkData(inputs, outputs)
+    return NetworkData(inputs, inputs, outputs, features=features)
+
+
+@torch.no_grad()
+def read_by_the_head(chain: Chain, x: Tensor) -> Tensor:
+    """Give what the last block of the small network makes, without the chain."""
+    found: list[Tensor] = []
+    handle = chain.network.get_submodule("blocks.2").register_forward_hook(lambda module, args, y: found.append(y))
+    chain.network(x)
+    handle.remove()
+    return found[0]
 
 
 def kl(p: Tensor, q: Tensor) -> float:
@@ -123,23 +136,42 @@ def test_divergence_and_loss_by_hand(hard_chain: Chain, samples: Tensor) -> None
         assert found.shape == (count,)
         assert found.mean().item() == pytest.approx(expected, rel=1e-5)
     rows = data.rows(slice(5, 21))
-    loss = module.training_step(rows, 0)
-    assert loss.item() == pytest.approx(kl(data.target.tensor[5:21], low[5:21]), rel=1e-3)
-    loss.backward()
+    found = module.training_step(rows, 0)
+    assert found["loss"].item() == pytest.approx(kl(data.target.tensor[5:21], low[5:21]), rel=1e-3)
+    assert found["divergence"] == found["loss"].detach()
+    found["loss"].backward()
     for name, parameter in hard_chain.network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad
         if parameter.grad is not None and name.endswith(("log_factor", "bias")):
             assert parameter.grad.abs().sum() > 0, name
 
 
-def test_gradient_of_a_weight_scale_by_finite_differences(hard_chain: Chain, samples: Tensor) -> None:
+@pytest.mark.parametrize("weight", [0.5, 10.0])
+def test_loss_with_features_by_hand(hard_chain: Chain, samples: Tensor, weight: float) -> None:
+    data = data_for(hard_chain, samples, with_features=True)
+    module = module_for(hard_chain, feature_weight=weight)
+    rows = data.rows(slice(5, 21))
+    full, low = rows[3], read_by_the_head(hard_chain, rows[0])
+    relative = float(((low - full).double() ** 2).sum() / (full.double() ** 2).sum())
+    assert relative > 0
+    found = module.training_step(rows, 0)
+    divergence = kl(rows[2], hard_chain.network(rows[0]).detach())
+    assert found["divergence"].item() == pytest.approx(divergence, rel=1e-3)
+    assert found["loss"].item() == pytest.approx(divergence + weight * relative, rel=1e-3)
+    assert not found["divergence"].requires_grad
+
+
+@pytest.mark.parametrize("with_features", [False, True])
+def test_gradient_of_a_weight_scale_by_finite_differences(
+    hard_chain: Chain, samples: Tensor, with_features: bool
+) -> None:
     """With activations unquantized the loss is smooth in the scales and biases."""
-    data = data_for(hard_chain, samples)
+    data = data_for(hard_chain, samples, with_features)
     hard_chain.network.double()
     module = module_for(hard_chain, activation_scale_lr=0.0)
     switch(hard_chain.layers.values(), "hard", activations=False)
     batch: Any = tuple(x.double() for x in data.rows(slice(0, 16)))
-    module.training_step(batch, 0).backward()
+    module.training_step(batch, 0)["loss"].backward()
     layer = hard_chain.layers["blocks.0.conv2"]
     for variable in (layer.weight_quantizer.log_factor, layer.bias):
         assert variable is not None
@@ -148,7 +180,7 @@ def test_gradient_of_a_weight_scale_by_finite_differences(hard_chain: Chain, sam
             losses = []
             for step in (1e-7, -2e-7):
                 variable.view(-1)[3] += step
-                losses.append(module.training_step(batch, 0).item())
+                losses.append(module.training_step(batch, 0)["loss"].item())
         assert variable.grad.view(-1)[3].item() == pytest.approx((losses[0] - losses[1]) / 2e-7, rel=1e-4)
 
 
@@ -157,7 +189,7 @@ def test_integer_biases_are_learned_too(hard_chain: Chain, samples: Tensor) -> N
     for layer in hard_chain.layers.values():
         layer.integer_bias = True
     module = module_for(hard_chain)
-    module.training_step(data.rows(slice(0, 16)), 0).backward()
+    module.training_step(data.rows(slice(0, 16)), 0)["loss"].backward()
     for layer in hard_chain.layers.values():
         assert layer.bias is not None
         assert layer.bias.grad is not None
@@ -219,14 +251,16 @@ def test_everything_stays_in_evaluation_mode(samples: Tensor) -> None:
 
 
 def test_rows_are_fresh_and_close_gives_memory_back(hard_chain: Chain, samples: Tensor) -> None:
-    data = data_for(hard_chain, samples)
+    data = data_for(hard_chain, samples, with_features=True)
     index = torch.tensor([9, 0, 9])
-    x, again, target = data.rows(index)
+    x, again, target, features = data.rows(index)
     assert x is again
     assert torch.equal(x, samples[index])
     assert torch.equal(target, data.target.tensor[index])
+    assert data.features is not None
+    assert torch.equal(features, data.features.tensor[index])
     budget = data.target.budget
-    assert budget.used == samples.nbytes + 64 * 5 * 4
+    assert budget.used == samples.nbytes + 64 * 5 * 4 + data.features.tensor.nbytes
     data.close()
     assert budget.used == 0
     assert len(data.full_input) == len(data.target) == 0
