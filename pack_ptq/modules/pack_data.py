@@ -30,6 +30,6 @@ class PackData:
 
     def close(self) -> None:
         """Give the memory back."""
-        for storage in (self.full_input, self.quantized_input, self.target, self.weight):
+        for storage in vars(self).values():
             if storage is not None:
                 storage.close()

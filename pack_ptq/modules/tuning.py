@@ -35,12 +35,6 @@ class NetworkData(PackData):
         found = x, x, self.target.rows(index)
         return found if self.features is None else (*found, self.features.rows(index))
 
-    def close(self) -> None:
-        """Give the memory back."""
-        super().close()
-        if self.features is not None:
-            self.features.close()
-
 
 def check_tuning(chain: Chain, recipe: Recipe, samples: int) -> None:
     """Refuse a recipe that tunes what the network or the data does not have, before any work starts.
@@ -123,9 +117,9 @@ class NetworkTuning(L.LightningModule):
         found = self.chain.run_collecting(x, 0, end, {end - 1} if features else ())
         divergence = kl_from_full_precision(found[end], reference).mean()
         loss = divergence
-        for full in features:
-            error = (found[end - 1] - full).square().mean()
-            loss = loss + self.spec.feature_weight * error / full.square().mean()
+        if features:
+            error = (found[end - 1] - features[0]).square().mean()
+            loss = loss + self.spec.feature_weight * error / features[0].square().mean()
         return {"loss": loss, "divergence": divergence.detach()}
 
     @torch.no_grad()
