@@ -137,9 +137,11 @@ def quantize(
     final = pipeline.measure("quantized", "hard")
     selections = find_selections(prepared.chain, example_of(data))
     metrics = {"full_precision": full, "rounded_to_nearest": nearest, "quantized": final}
-    metrics["num_samples"] = json.loads(folder.measured.read_text())["num_samples"]
+    measured = json.loads(folder.measured.read_text())
+    metrics["num_samples"] = measured["num_samples"]
+    fidelity, seconds = measured.get("fidelity", {}), time.perf_counter() - began
     report = compose_report(
-        config, prepared, plan, results, tuning, metrics, selections, pipeline.device, time.perf_counter() - began
+        config, prepared, plan, results, tuning, metrics, fidelity, selections, pipeline.device, seconds
     )
     if is_first_process():
         folder.write_json(folder.report, report)
@@ -222,6 +224,7 @@ def compose_report(
     results: list[UnitResult],
     tuning: TuningResult | None,
     metrics: dict[str, Any],
+    fidelity: dict[str, dict[str, float]],
     selections: list[Selection],
     device: torch.device,
     seconds: float,
@@ -236,6 +239,7 @@ def compose_report(
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "processes": config["hardware"]["devices"],
         "metrics": metrics,
+        "fidelity": fidelity,
         "bits": bit_summary(prepared.chain, list(plan.units), plan.bits) | mixed_summary(plan.mixed),
         "size_bytes": size_summary(prepared.chain, plan.bits),
         "packs": [list(unit.blocks) for unit in plan.units if unit.kind == "pack"],

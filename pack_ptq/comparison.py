@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pack_ptq.report import FIDELITY
+
 Report = dict[str, Any]
 
 
@@ -23,6 +25,7 @@ def run_values(report: Report) -> dict[str, Any]:
         "seed": report["seed"],
         "metrics": report["metrics"]["quantized"],
         "rounded_to_nearest": report["metrics"]["rounded_to_nearest"],
+        "fidelity": report.get("fidelity", {}).get("quantized", {}),  # older reports have none
         "weight_bits": report["bits"]["weight_average"],
         "activation_bits": report["bits"]["activation_average"],
         "size_bytes": report["size_bytes"]["quantized"],
@@ -44,7 +47,8 @@ def row(recipe: str, reports: Sequence[Report]) -> dict[str, Any]:
         return spread([run[key] for run in runs])
 
     def of_metrics(key: str) -> dict[str, dict[str, float | None]]:
-        return {name: spread([run[key][name] for run in runs]) for name in runs[0][key]}
+        names = [name for name in runs[0][key] if all(name in run[key] for run in runs)]
+        return {name: spread([run[key][name] for run in runs]) for name in names}
 
     numbers = ("weight_bits", "activation_bits", "size_bytes", "steps_per_unit", "total_steps", "packs")
     return {
@@ -52,6 +56,7 @@ def row(recipe: str, reports: Sequence[Report]) -> dict[str, Any]:
         "seeds": [run["seed"] for run in runs],
         "metrics": of_metrics("metrics"),
         "rounded_to_nearest": of_metrics("rounded_to_nearest"),
+        "fidelity": of_metrics("fidelity"),
         **{key: over_seeds(key) for key in numbers},
         "minutes": over_seeds("seconds")["mean"] / 60,  # type: ignore[operator]  # only `std` may be nothing
         "device": sorted({run["device"] for run in runs}),
@@ -92,7 +97,9 @@ def markdown(comparison: dict[str, Any]) -> str:
     network = model.get("name") or model["class_path"].rsplit(".", 1)[-1]
     inner = ", ".join(f"{key} {value}" for key, value in (model.get("init_args") or {}).items())
     metrics = list(comparison["full_precision"])
-    heads = ["recipe", *metrics, "bits W / A", "size kB", "steps a unit", "steps in all", "packs", "minutes", "seeds"]
+    near = dict(zip(("agreement", "kl"), FIDELITY, strict=True)) if all(r["fidelity"] for r in rows) else {}
+    costs = ("bits W / A", "size kB", "steps a unit", "steps in all", "packs", "minutes", "seeds")
+    heads = ["recipe", *metrics, *near.values(), *costs]
     full = ", ".join(f"{name} {value:.2f}" for name, value in comparison["full_precision"].items())
     devices = sorted({device for r in rows for device in r["device"]})
     lines = [
@@ -101,12 +108,14 @@ def markdown(comparison: dict[str, Any]) -> str:
         "",
         "| " + " | ".join(heads) + " |",
         "|---|" + "---:|" * (len(heads) - 1),
-        *(f"| {' | '.join(_cells(r, metrics))} |" for r in rows),
+        *(f"| {' | '.join(_cells(r, metrics, list(near)))} |" for r in rows),
         "",
         f"Full precision: {full}. Measured on {comparison['num_samples']} test samples with hard integer weights; "
         f"protocol {comparison['protocol']}, profile {comparison['profile']}, device {', '.join(devices)}.",
         "",
-        "Metrics: mean ± sample standard deviation over the seeds (smallest to largest). Bits: averages really spent. "
+        "Metrics: mean ± sample standard deviation over the seeds (smallest to largest). "
+        + ("Same class: as full precision gives, in percent. KL: from full precision, in nats. " if near else "")
+        + "Bits: averages really spent. "
         "Steps in all: of all units and of the last pass over the network. "
         "Minutes: calibration, decisions and fits of one run without its measurements, mean over the seeds.",
     ]
@@ -115,11 +124,12 @@ def markdown(comparison: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(r: dict[str, Any], metrics: Sequence[str]) -> list[str]:
+def _cells(r: dict[str, Any], metrics: Sequence[str], near: Sequence[str]) -> list[str]:
     """Give the cells of one recipe."""
     return [
         r["recipe"],
         *(_with_spread(r["metrics"][name]) for name in metrics),
+        *(_with_spread(r["fidelity"][name], 2 if name == "agreement" else 4) for name in near),
         f"{_range(r['weight_bits'], '.2f')} / {_range(r['activation_bits'], '.2f')}",
         _range({key: value / 1000 for key, value in r["size_bytes"].items() if value is not None}, ",.1f"),
         _range(r["steps_per_unit"], ",.0f"),
@@ -130,10 +140,11 @@ def _cells(r: dict[str, Any], metrics: Sequence[str]) -> list[str]:
     ]
 
 
-def _with_spread(values: dict[str, Any]) -> str:
+def _with_spread(values: dict[str, Any], digits: int = 2) -> str:
     if values["std"] is None:
-        return f"{values['mean']:.2f}"
-    return f"{values['mean']:.2f} ± {values['std']:.2f} ({values['min']:.2f} to {values['max']:.2f})"
+        return f"{values['mean']:.{digits}f}"
+    mean, std, low, high = (f"{values[key]:.{digits}f}" for key in ("mean", "std", "min", "max"))
+    return f"{mean} ± {std} ({low} to {high})"
 
 
 def _range(values: dict[str, Any], form: str) -> str:

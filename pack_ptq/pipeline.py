@@ -1,5 +1,6 @@
 """The steps of one run. Each leaves its result in the run folder and is not done again when the run resumes."""
 
+import copy
 import json
 import time
 from typing import Any
@@ -69,6 +70,7 @@ class Pipeline:
         self.logger = TensorBoardLogger(folder.path, name="", version=TENSORBOARD)
         self.place = Workplace(seed, hardware, self.logger, folder.path, show and self.is_first)
         self.device = torch.device("cpu")
+        self.reference = copy.deepcopy(chain.network)  # whose biases no tuning moves
 
     def _say(self, message: str) -> None:
         if self.place.show:
@@ -93,6 +95,8 @@ class Pipeline:
                     Measurements.write(file, values)
             measured["num_samples"] = values["num_samples"]
             measured[what] = values["metrics"]
+            if values.get("fidelity"):  # older measurements have none
+                measured.setdefault("fidelity", {})[what] = values["fidelity"]
             if self.is_first:
                 self.folder.write_json(self.folder.measured, measured)
             switch(self.chain.operations, "off", activations=False)
@@ -102,8 +106,10 @@ class Pipeline:
     def _test(self, what: str, weights: WeightMode) -> dict[str, Any]:
         self._say(f"measuring: {what.replace('_', ' ')}")
         switch(self.chain.operations, weights, activations=weights != "off")
-        make_trainer(self.hardware, [self.evaluation]).test(WholeNetwork(self.chain), self.data, verbose=False)
-        return {"metrics": {**self.evaluation.values}, "num_samples": self.evaluation.num_samples}
+        found = self.evaluation
+        found.reference = None if weights == "off" else self.reference
+        make_trainer(self.hardware, [found]).test(WholeNetwork(self.chain), self.data, verbose=False)
+        return {"metrics": {**found.values}, "num_samples": found.num_samples, "fidelity": {**found.fidelity}}
 
     def plan(self, scoring: HessianScoring, packing: Packing, bits: BitAssignment) -> Plan:
         """Observe ranges, score blocks, form packs and assign bits, and put the ranges in place."""

@@ -12,6 +12,7 @@ from pack_ptq.sensitivity import layer_sizes
 from pack_ptq.types import BitPlan, MixedPrecision, Unit
 
 SCALE_BYTES, ZERO_POINT_BYTES = 4, 1
+FIDELITY = ["same class", "KL"]  # how near the outputs are to full precision
 COPY_BYTES = 8  # of each extra code of a channel, which channel it is and by how much it is shifted
 
 
@@ -97,9 +98,9 @@ def peak_memory() -> int:
 def render(report: dict[str, Any], run_dir: str) -> str:
     """Give the table that ends a run."""
     metrics, bits, size, seconds = report["metrics"], report["bits"], report["size_bytes"], report["seconds"]
-    tuning = report.get("tuning")  # older reports have none
+    tuning, fidelity = report.get("tuning"), report.get("fidelity", {})  # older reports have neither
     names = list(metrics["full_precision"])
-    rows = [["", *names, "weight bits", "activation bits", "size kB"]]
+    rows = [["", *names, *(FIDELITY if fidelity else []), "weight bits", "activation bits", "size kB"]]
     for key, title in (
         ("full_precision", "full precision"),
         ("rounded_to_nearest", "rounded to nearest"),
@@ -108,7 +109,8 @@ def render(report: dict[str, Any], run_dir: str) -> str:
         low = key != "full_precision"
         spent = [f"{bits['weight_average']:.2f}", f"{bits['activation_average']:.2f}"] if low else ["32", "32"]
         kilobytes = size["quantized" if low else "full_precision"] / 1000
-        rows.append([title, *[f"{metrics[key][n]:.2f}" for n in names], *spent, f"{kilobytes:,.1f}"])
+        near = _fidelity_cells(fidelity.get(key)) if fidelity else []
+        rows.append([title, *[f"{metrics[key][n]:.2f}" for n in names], *near, *spent, f"{kilobytes:,.1f}"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
@@ -146,6 +148,11 @@ def render(report: dict[str, Any], run_dir: str) -> str:
         lines.append(f"left in full precision, for no call reaches them: {', '.join(report['left_out'])}")
     lines += [f"run folder   {run_dir}", f"TensorBoard  tensorboard --logdir {run_dir}"]
     return "\n".join(lines)
+
+
+def _fidelity_cells(values: dict[str, float] | None) -> list[str]:
+    """Give the cells of `FIDELITY`; empty for full precision itself."""
+    return ["", ""] if values is None else [f"{values['agreement']:.2f}", f"{values['kl']:.4f}"]
 
 
 def _selection_lines(selections: list[dict[str, Any]]) -> list[str]:

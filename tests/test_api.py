@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from e2e_helpers import NaNWeight, TinyNet, _one_thread, assert_same, packs_of
 
@@ -154,6 +155,14 @@ def test_a_tuned_network_loads_as_it_was_measured(profile, tmp_path, captured):
     assert 100 * (expected.argmax(1) == labels).double().mean().item() == pytest.approx(
         report["metrics"]["quantized"]["top1"], abs=1e-4
     )
+    with torch.no_grad():
+        own = DigitsResNet().eval()(x)
+    found = report["fidelity"]["quantized"]
+    divergence = F.kl_div(expected.log_softmax(1), own.log_softmax(1), reduction="batchmean", log_target=True)
+    assert found["kl"] == pytest.approx(divergence.item(), rel=1e-3), "from the network as it was given"
+    assert found["agreement"] == pytest.approx(100 * (expected.argmax(1) == own.argmax(1)).double().mean().item())
+    assert found["kl"] < report["fidelity"]["rounded_to_nearest"]["kl"]
+    assert set(report["fidelity"]) == {"rounded_to_nearest", "quantized"}
     assert pack_ptq.evaluate(tmp_path / "run", DigitsData()) == report["metrics"]["quantized"]
     (tmp_path / "run" / "tuned.pt").unlink()
     with pytest.raises(UserError, match="their tuning is still to do"):

@@ -105,3 +105,21 @@ def test_markdown_is_one_table_with_all_that_was_spent() -> None:
     assert "Full precision: top1 90.00, top5 99.00. Measured on 500 test samples" in text
     assert "protocol all, profile paper, device cpu" in text
     assert "Not finished" not in text
+
+
+def test_nearness_is_shown_where_all_runs_have_it() -> None:
+    def near(seed: int, agreement: float, kl: float) -> dict:
+        return report(seed, 80.0) | {"fidelity": {"quantized": {"agreement": agreement, "kl": kl}}}
+
+    def head(reports: dict) -> list[str]:
+        lines = markdown(compare_reports(reports, planned=3)).splitlines()
+        return [cell.strip() for cell in lines[2].strip("|").split("|")]
+
+    runs = [near(0, 96.0, 0.02), near(1, 98.0, 0.04)]
+    assert row("q", runs)["fidelity"]["kl"]["mean"] == pytest.approx(0.03)
+    text = markdown(compare_reports({"q": runs}, planned=2))
+    assert "| 97.00 ± 1.41 (96.00 to 98.00) | 0.0300 ± 0.0141 (0.0200 to 0.0400) |" in text
+    assert "Same class: as full precision gives, in percent. KL: from full precision, in nats." in text
+    assert head({"q": runs})[3:5] == ["same class", "KL"]
+    for older in ({"q": [runs[0], report(1, 80.0)]}, {"q": runs, "r": [report(0, 80.0)]}):
+        assert "KL" not in head(older)

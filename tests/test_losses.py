@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pack_ptq.losses import kl_from_full_precision, reconstruction_loss
+from pack_ptq.losses import kl_from_full_precision, reconstruction_loss, same_class
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 5, 4), (3, 2, 4, 5)])
@@ -67,3 +67,16 @@ def test_kl_of_points_is_averaged_over_them() -> None:
 def test_kl_of_extreme_logits_is_finite() -> None:
     value = kl_from_full_precision(torch.tensor([[0.0, 500.0]]), torch.tensor([[500.0, 0.0]]))
     assert value.item() == pytest.approx(500.0)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((40, 3), -1), ((40, 6, 3), -1), ((40, 3, 2, 5), -3)])
+def test_same_class_is_a_share_of_points_or_positions(shape: tuple[int, ...], axis: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, reference = (torch.randn(shape, generator=generator) for _ in range(2))
+    found = same_class(logits, reference)
+    for a, b, share in zip(logits, reference, found, strict=True):
+        pairs = list(zip(a.movedim(axis, -1).reshape(-1, 3), b.movedim(axis, -1).reshape(-1, 3), strict=True))
+        same = [x.tolist().index(max(x.tolist())) == y.tolist().index(max(y.tolist())) for x, y in pairs]
+        assert share.item() == pytest.approx(sum(same) / len(same))
+    assert 0 < found.mean() < 1
+    assert same_class(reference, reference).tolist() == [1] * 40

@@ -152,6 +152,19 @@ def test_table() -> None:
     assert "tensorboard --logdir runs/x" in rest
 
 
+def test_table_tells_how_near_the_outputs_are() -> None:
+    near = {"rounded_to_nearest": {"agreement": 12.5, "kl": 3.25}, "quantized": {"agreement": 97.25, "kl": 0.01234}}
+    lines = render(report(fidelity=near), "runs/x").splitlines()
+    assert lines[0].split()[2:5] == ["same", "class", "KL"]
+    assert lines[2].split() == ["full", "precision", "91.25", "99.50", "32", "32", "1,234.6"], "nothing to compare with"
+    assert lines[3].split()[3:7] == ["10.00", "40.00", "12.50", "3.2500"]
+    assert lines[4].split()[1:5] == ["89.99", "99.00", "97.25", "0.0123"]
+    del near["rounded_to_nearest"]  # measured by an older version
+    lines = render(report(fidelity=near), "runs/x").splitlines()
+    assert lines[3].split()[3:] == ["10.00", "40.00", "3.13", "3.50", "123.4"]
+    assert len({len(line) for line in lines[:5]}) == 1, "aligned"
+
+
 def test_table_names_layers_left_out() -> None:
     table = render(report(left_out=["aux.head"], reconstruction=[]), "runs/x")
     assert "left in full precision, for no call reaches them: aux.head" in table

@@ -1,5 +1,7 @@
 """The evaluation counts every test sample once."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,3 +25,29 @@ def test_accuracy_by_hand(small_network: nn.Module, samples: Tensor, batch_size:
             right = int((chain.network(samples).argmax(1) == labels).sum())
         assert evaluation.num_samples == 61
         assert evaluation.values == {"top1": pytest.approx(100 * right / 61)}
+        assert evaluation.fidelity == {}
+
+
+def test_nearness_to_full_precision_by_hand(small_network: nn.Module, samples: Tensor) -> None:
+    samples, labels = samples[:61], torch.arange(61) % 5
+    chain = prepare(small_network, samples[:4]).chain
+    evaluation = Evaluation()
+    evaluation.reference = copy.deepcopy(chain.network)
+    data = TensorData(samples, (samples, labels), batch_size=24, num_classes=5)
+    make_trainer(Hardware("cpu"), [evaluation]).test(WholeNetwork(chain), data, verbose=False)
+    assert evaluation.fidelity == {"agreement": 100, "kl": 0}
+    with torch.no_grad():
+        for parameter in chain.network.parameters():
+            parameter.mul_(0.6)
+        p, q = (network(samples).double().softmax(1) for network in (evaluation.reference, chain.network))
+    make_trainer(Hardware("cpu"), [evaluation]).test(WholeNetwork(chain), data, verbose=False)
+    same = sum(int(a.argmax() == b.argmax()) for a, b in zip(p, q, strict=True))
+    divergence = sum(float((a * (a / b).log()).sum()) for a, b in zip(p, q, strict=True)) / 61
+    assert evaluation.fidelity == {
+        "agreement": pytest.approx(100 * same / 61),
+        "kl": pytest.approx(divergence, rel=1e-4),
+    }
+    assert divergence > 1e-4
+    evaluation.reference = None
+    make_trainer(Hardware("cpu"), [evaluation]).test(WholeNetwork(chain), data, verbose=False)
+    assert evaluation.fidelity == {}
