@@ -15,10 +15,10 @@ from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
 from pack_ptq.held_out import held_out_rows
 from pack_ptq.modules.random_batches import RandomBatches
-from pack_ptq.modules.tuning import NetworkData, NetworkTuning, check_tuning
+from pack_ptq.modules.tuning import NetworkData, NetworkTuning, averaged_over_views, check_tuning
 from pack_ptq.schedules import evaluation_steps
 from pack_ptq.trainers import make_trainer
-from pack_ptq.types import Recipe, TuningResult
+from pack_ptq.types import Recipe, TuningResult, TuningSpec
 from pack_ptq.views import Augment, Views, derived_seed
 from pack_ptq.workplace import Workplace
 
@@ -52,7 +52,7 @@ def tune(
     count = min(spec.views, max(1, round(steps * spec.batch_size / samples)))
     views = Views(batches, device, augment, count, of_process)
     budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, place.folder)
-    data = _outputs(chain, views, samples * views.count, sizes[0], budget, spec.feature_weight > 0)
+    data = _outputs(chain, views, samples * views.count, sizes[0], budget, spec)
     held_out = held_out_rows(recipe, samples, place.seed)
     module = NetworkTuning(chain, spec, steps, recipe.weight.bits)
     best = KeepBestTuning(data, held_out, evaluation_steps(steps, spec.evaluations))
@@ -72,17 +72,22 @@ def tune(
 
 @torch.no_grad()
 def _outputs(
-    chain: Chain, views: Views, rows: int, batch_size: int, budget: MemoryBudget, with_features: bool
+    chain: Chain, views: Views, rows: int, batch_size: int, budget: MemoryBudget, spec: TuningSpec
 ) -> NetworkData:
     """Cache the inputs of all views and what the full-precision network gives for them."""
     switch(chain.operations, "off", activations=False)
     last, end = len(chain) - 1, len(chain)
     inputs = fill(budget, rows, views, lambda x: x)
-    features = None
-    if with_features and last:
+    features = wanted = None
+    if spec.feature_weight > 0 and last:
         features = fill(budget, rows, inputs.batches(batch_size), lambda x: chain.run(x, 0, last))
         outputs = fill(budget, rows, features.batches(batch_size), lambda x: chain.run(x, last, end))
     else:
         outputs = fill(budget, rows, inputs.batches(batch_size), chain.network)
+    if (
+        spec.average_views and views.count > 1 and outputs.tensor.ndim == 2
+    ):  # where places move with the view, none match
+        means = averaged_over_views(outputs.rows(slice(None)), views.count)
+        wanted = fill(budget, rows, means.split(batch_size), lambda x: x)
     switch(chain.operations, "hard", activations=True)
-    return NetworkData(inputs, inputs, outputs, features=features)
+    return NetworkData(inputs, inputs, outputs, wanted=wanted, features=features)

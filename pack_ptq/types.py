@@ -222,6 +222,8 @@ class TuningSpec(Record):
             they stay.
         feature_weight: Of the squared error of what the last block gives, relative to its mean square, beside the
             divergence of the output in nats; 0 takes the output alone.
+        average_views: Fit every view of a sample to the mean of the class probabilities over all its views, where the
+            output is one row of classes a sample. What is kept is judged by each view's own.
         views: How often each calibration sample is taken at most, where the datamodule can `augment`: once as it is,
             then changed. No more are made than the steps use up.
         held_out: Share of the calibration samples, drawn at random, that judge the pass; neither it nor the fits of
@@ -236,6 +238,7 @@ class TuningSpec(Record):
     activation_scale_lr: float = 3e-3
     bias_lr: float = 1e-2
     feature_weight: float = 10.0
+    average_views: bool = True
     views: int = 8
     held_out: float = 0.125
     evaluations: int = 4

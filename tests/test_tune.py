@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from plan_helpers import plan_for
 from torch import Tensor, nn
 
 from pack_ptq import Hardware, Recipe, Workplace, observe, plan_bits, prepare, set_ranges
@@ -170,7 +171,8 @@ def test_views_fill_the_cache_and_leave_nothing(
     results.append(run(hard_chain, batches, with_tuning(small_recipe, steps=12, feature_weight=0.0)))
     view = samples.nbytes + 64 * 5 * 4
     features = 64 * FEATURES * 4
-    assert [budget.most for budget in budgets] == [3 * (view + features), view + features, view]
+    averages = 3 * 64 * 5 * 4
+    assert [budget.most for budget in budgets] == [3 * (view + features) + averages, view + features, view]
     assert [budget.used for budget in budgets] == [0, 0, 0]
     switch(hard_chain.layers.values(), "hard", activations=True)
     untuned = copy.deepcopy(hard_chain)
@@ -195,6 +197,50 @@ def test_no_more_views_are_made_than_the_steps_use_up(
     monkeypatch.setattr(room, "_outputs", outputs)
     with pytest.raises(Made):
         run(hard_chain, batches, with_tuning(small_recipe, steps=steps), augment=lambda x, generator: x)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_views_are_fitted_to_their_mean(
+    average: bool, hard_chain: Chain, small_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[Tensor, ...]] = []
+    original = tuning.NetworkTuning.training_step
+
+    def training_step(module: Any, batch: Any, index: int) -> dict[str, Tensor]:
+        found.append(batch)
+        return original(module, batch, index)
+
+    monkeypatch.setattr(tuning.NetworkTuning, "training_step", training_step)
+    full = copy.deepcopy(hard_chain)
+    switch(full.layers.values(), "off", activations=False)
+    recipe = with_tuning(small_recipe, steps=30, views=3, average_views=average)
+    run(hard_chain, marked_samples(21).split(9), recipe, augment=shake)
+    x, target = (torch.cat([batch[i] for batch in found]) for i in (1, 2))
+    places, own = (x[:, 0, 0, 0] / 10).round(), full.network(x).softmax(1)
+    for place in places.unique():
+        rows = places == place
+        shares = torch.stack([view for view in own[rows].unique(dim=0)])
+        assert len(target[rows].unique(dim=0)) == (1 if average else len(shares))
+        if average and len(shares) == 3:
+            torch.testing.assert_close(target[rows][0].softmax(0), shares.mean(0), rtol=1e-4, atol=1e-6)
+        if not average:
+            torch.testing.assert_close(target[rows].softmax(1), own[rows], rtol=1e-4, atol=1e-6)
+
+
+def test_outputs_of_points_are_not_averaged(small_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A view may have its points or places in another order."""
+    torch.manual_seed(0)
+    x = torch.randn(16, 5, 3)
+    chain = prepare(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), x[:2]).chain
+    plan = plan_for(chain, small_recipe)
+    observe(chain, [x])
+    set_ranges(chain, plan, small_recipe)
+    kept: list[Any] = []
+    original = room._outputs
+    monkeypatch.setattr(room, "_outputs", lambda *args: kept.append(original(*args)) or kept[-1])
+    run(put_nearest_codes(chain), [x], with_tuning(small_recipe, steps=20, views=4), augment=shake)
+    assert len(kept[0].target.tensor) == 0, "closed"
+    assert kept[0].wanted is None
 
 
 @pytest.fixture

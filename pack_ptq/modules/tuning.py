@@ -24,16 +24,34 @@ class NetworkData(PackData):
     """Inputs of the whole network, the same in both paths, and its full-precision outputs.
 
     Attributes:
+        wanted: The outputs to fit to, if not the full-precision network's own.
         features: What the last link reads in the full-precision network, if a link lies before it.
     """
 
+    wanted: Storage | None = None
     features: Storage | None = None
 
     def rows(self, index: Tensor | slice) -> tuple[Tensor, ...]:
-        """Give the inputs of some rows twice, without a second copy, their outputs, and their features if cached."""
+        """Give the inputs of some rows twice, without a second copy, what to fit to, and their features if cached."""
         x = self.full_input.rows(index)
-        found = x, x, self.target.rows(index)
+        found = x, x, (self.wanted or self.target).rows(index)
         return found if self.features is None else (*found, self.features.rows(index))
+
+
+def averaged_over_views(outputs: Tensor, views: int) -> Tensor:
+    """Give every view of a sample the mean of the class probabilities of all its views.
+
+    The mean is right more often than the single outputs, and says less of what is particular to a view.
+
+    Args:
+        outputs: Logits of all views, view after view, shape (views x samples, classes).
+        views: Of each sample.
+
+    Returns:
+        Logarithms of the mean probabilities, the same shape.
+    """
+    mean = outputs.double().softmax(1).unflatten(0, (views, -1)).mean(0)
+    return mean.clamp(min=torch.finfo(torch.float64).tiny).log().repeat(views, 1).to(outputs)
 
 
 def check_tuning(chain: Chain, recipe: Recipe, samples: int) -> None:
@@ -63,7 +81,8 @@ class NetworkTuning(L.LightningModule):
     Units were fitted one after the other to their own outputs; this pass weighs their errors by what they do to the
     network's output. The loss is `KL(p_fp || p_q) + w ||f_q - f||^2 / ||f||^2`, `f` the features that the last link
     reads and `w` the recipe's `feature_weight`: a few hundred samples overfit their logits alone sooner. It has few
-    variables (per channel, not per weight) for the same reason.
+    variables (per channel, not per weight) for the same reason, and `p_fp` may be the mean over the views of a sample
+    (`averaged_over_views`).
 
     Args:
         chain: The network with hard codes.
@@ -127,7 +146,7 @@ class NetworkTuning(L.LightningModule):
         """Give `KL(p_fp || p_q)` on some rows, in nats, shape (rows,), float64 on the CPU."""
         found = []
         for part in rows.split(64):
-            _, x, reference, *_ = data.rows(part)
+            x, reference = data.full_input.rows(part), data.target.rows(part)
             found.append(kl_from_full_precision(self.chain.network(x).double(), reference.double()).cpu())
         return torch.cat(found)
 

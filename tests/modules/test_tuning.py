@@ -13,7 +13,7 @@ from pack_ptq.cache import MemoryBudget, fill
 from pack_ptq.errors import UserError
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
-from pack_ptq.modules.tuning import NetworkData, NetworkTuning, check_tuning
+from pack_ptq.modules.tuning import NetworkData, NetworkTuning, averaged_over_views, check_tuning
 from pack_ptq.types import Recipe, TuningSpec
 
 SPEC = TuningSpec(steps=10, batch_size=16, weight_scale_lr=1e-3, activation_scale_lr=2e-3, bias_lr=3e-3)
@@ -144,6 +144,27 @@ def test_divergence_and_loss_by_hand(hard_chain: Chain, samples: Tensor) -> None
         assert (parameter.grad is not None) == parameter.requires_grad
         if parameter.grad is not None and name.endswith(("log_factor", "bias")):
             assert parameter.grad.abs().sum() > 0, name
+
+
+def test_average_over_views_by_hand() -> None:
+    views = [[[2.0, 0.0, -1.0], [100.0, 0.0, -100.0]], [[0.0, 1.0, 1.0], [100.0, 0.0, -100.0]]]  # of two samples
+    found = averaged_over_views(torch.tensor(views).flatten(0, 1), 2)
+    assert torch.equal(found[:2], found[2:]), "the same for every view"
+    for sample, mean in enumerate(found[:2].exp()):
+        powers = [[math.exp(value - max(view[sample])) for value in view[sample]] for view in views]
+        expected = [sum(each[k] / sum(each) for each in powers) / 2 for k in range(3)]
+        assert mean.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-30)
+    assert found.isfinite().all()
+    assert torch.equal(averaged_over_views(found, 1).argmax(1), found.argmax(1))
+
+
+def test_what_is_wanted_is_fitted_and_the_own_outputs_judge(hard_chain: Chain, samples: Tensor) -> None:
+    data = data_for(hard_chain, samples)
+    wanted = fill(MemoryBudget(2**30), len(samples), data.target.tensor.flip(0).split(16), lambda x: x)
+    other = replace(data, wanted=wanted)
+    assert torch.equal(other.rows(slice(3, 9))[2], data.target.tensor.flip(0)[3:9])
+    module, rows = module_for(hard_chain), torch.arange(3, 30)
+    assert torch.equal(module.divergences(other, rows), module.divergences(data, rows))
 
 
 @pytest.mark.parametrize("weight", [0.5, 10.0])
