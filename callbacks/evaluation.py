@@ -4,11 +4,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
 from pack_ptq.distributed import all_reduce
 from pack_ptq.losses import kl_from_full_precision, same_class
+from pack_ptq.modules.network import WholeNetwork
 
 
 class Evaluation(L.Callback):
@@ -17,16 +18,14 @@ class Evaluation(L.Callback):
     Attributes:
         values: The metrics in percent.
         num_samples: Test samples of all processes.
-        reference: The full-precision network to compare with, if any.
-        fidelity: Beside the reference, `agreement`, the percentage of samples (or points) that get the same class, and
-            `kl`, the mean `KL(p_fp || p_q)` in nats; empty without a reference.
+        fidelity: Beside the module's reference, `agreement`, the percentage of samples (or points) that get the same
+            class, and `kl`, the mean `KL(p_fp || p_q)` in nats; empty where it has none.
     """
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
         self.fidelity: dict[str, float] = {}
         self.num_samples = 0
-        self.reference: nn.Module | None = None
         self._metrics: MetricCollection | None = None
         self._agreement, self._divergence = MeanMetric(), MeanMetric()
 
@@ -35,13 +34,11 @@ class Evaluation(L.Callback):
         self._metrics = MetricCollection(trainer.datamodule.metrics()).to(module.device)  # type: ignore[attr-defined]
         self._agreement, self._divergence = MeanMetric().to(module.device), MeanMetric().to(module.device)
         self.num_samples = 0
-        if self.reference is not None:
-            self.reference.to(module.device)
 
-    def on_test_batch_end(
+    def on_test_batch_end(  # type: ignore[override]
         self,
         trainer: L.Trainer,
-        module: L.LightningModule,
+        module: WholeNetwork,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -51,21 +48,20 @@ class Evaluation(L.Callback):
         assert self._metrics is not None
         self._metrics.update(outputs, batch[1])
         self.num_samples += len(outputs)
-        if self.reference is not None:
-            self._compare(outputs, self.reference(batch[0]))
+        if module.reference is not None:
+            self._compare(outputs, module.reference(batch[0]))
 
     def _compare(self, outputs: Tensor, expected: Tensor) -> None:
         self._divergence.update(kl_from_full_precision(outputs.double(), expected.double()))
         self._agreement.update(same_class(outputs, expected))
 
-    def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_test_end(self, trainer: L.Trainer, module: WholeNetwork) -> None:  # type: ignore[override]
         """Merge over the processes; their shares are disjoint, so counts are exact."""
         assert self._metrics is not None
         self.values = {name: 100 * float(value) for name, value in self._metrics.compute().items()}
         self.num_samples = int(all_reduce(torch.tensor(self.num_samples)))
         self.fidelity = {}
-        if self.reference is not None:
+        if module.reference is not None:
             agreement, divergence = float(self._agreement.compute()), float(self._divergence.compute())
             self.fidelity = {"agreement": 100 * agreement, "kl": divergence}
-            self.reference.cpu()
         self._metrics = None

@@ -8,7 +8,7 @@ from pack_ptq.modules.tuning import NetworkTuning
 
 
 class TuningMonitor(L.Callback):
-    """Writes the divergence from the full-precision output, `KL(p_fp || p_q)` in nats.
+    """Writes the divergence from the full-precision outputs that are fitted to, `KL(p_fp || p_q)` in nats.
 
     Args:
         every_n_steps: Distance of the points, 1 or more.

@@ -106,9 +106,9 @@ class Pipeline:
     def _test(self, what: str, weights: WeightMode) -> dict[str, Any]:
         self._say(f"measuring: {what.replace('_', ' ')}")
         switch(self.chain.operations, weights, activations=weights != "off")
-        found = self.evaluation
-        found.reference = None if weights == "off" else self.reference
-        make_trainer(self.hardware, [found]).test(WholeNetwork(self.chain), self.data, verbose=False)
+        found, reference = self.evaluation, None if weights == "off" else self.reference
+        module = WholeNetwork(self.chain, reference=reference)
+        make_trainer(self.hardware, [found]).test(module, self.data, verbose=False)
         return {"metrics": {**found.values}, "num_samples": found.num_samples, "fidelity": {**found.fidelity}}
 
     def plan(self, scoring: HessianScoring, packing: Packing, bits: BitAssignment) -> Plan:

@@ -84,9 +84,8 @@ def _outputs(
         outputs = fill(budget, rows, features.batches(batch_size), lambda x: chain.run(x, last, end))
     else:
         outputs = fill(budget, rows, inputs.batches(batch_size), chain.network)
-    if (
-        spec.average_views and views.count > 1 and outputs.tensor.ndim == 2
-    ):  # where places move with the view, none match
+    # Where there are places, they move with the view.
+    if spec.average_views and views.count > 1 and outputs.tensor.ndim == 2:
         means = averaged_over_views(outputs.rows(slice(None)), views.count)
         wanted = fill(budget, rows, means.split(batch_size), lambda x: x)
     switch(chain.operations, "hard", activations=True)

@@ -1,7 +1,7 @@
 """The whole network under `validate` (calibration samples) and `test` (test samples)."""
 
 import lightning as L
-from torch import Tensor
+from torch import Tensor, nn
 
 from pack_ptq.graph.chain import Chain
 
@@ -12,12 +12,13 @@ class WholeNetwork(L.LightningModule):
     Args:
         chain: The prepared network.
         forward_in_validation: Whether `validate` runs the network, as watching observers need; scoring runs it itself.
+        reference: The full-precision network that a test compares with, if any.
     """
 
-    def __init__(self, chain: Chain, forward_in_validation: bool = False) -> None:
+    def __init__(self, chain: Chain, forward_in_validation: bool = False, reference: nn.Module | None = None) -> None:
         super().__init__()
         self.chain = chain
-        self.network = chain.network
+        self.network, self.reference = chain.network, reference
         self.forward_in_validation = forward_in_validation
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor | None:

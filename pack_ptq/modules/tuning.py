@@ -34,7 +34,7 @@ class NetworkData(PackData):
     def rows(self, index: Tensor | slice) -> tuple[Tensor, ...]:
         """Give the inputs of some rows twice, without a second copy, what to fit to, and their features if cached."""
         x = self.full_input.rows(index)
-        found = x, x, (self.wanted or self.target).rows(index)
+        found = x, x, (self.target if self.wanted is None else self.wanted).rows(index)
         return found if self.features is None else (*found, self.features.rows(index))
 
 
@@ -130,7 +130,7 @@ class NetworkTuning(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: tuple[Tensor, ...], index: int) -> dict[str, Tensor]:
-        """Give the loss, and as a part of it the divergence from the full-precision output."""
+        """Give the loss, and as a part of it the divergence from the outputs that are fitted to."""
         _, x, reference, *features = batch
         end = len(self.chain)
         found = self.chain.run_collecting(x, 0, end, {end - 1} if features else ())

@@ -31,16 +31,20 @@ def test_accuracy_by_hand(small_network: nn.Module, samples: Tensor, batch_size:
 def test_nearness_to_full_precision_by_hand(small_network: nn.Module, samples: Tensor) -> None:
     samples, labels = samples[:61], torch.arange(61) % 5
     chain = prepare(small_network, samples[:4]).chain
-    evaluation = Evaluation()
-    evaluation.reference = copy.deepcopy(chain.network)
+    evaluation, reference = Evaluation(), copy.deepcopy(chain.network)
     data = TensorData(samples, (samples, labels), batch_size=24, num_classes=5)
-    make_trainer(Hardware("cpu"), [evaluation]).test(WholeNetwork(chain), data, verbose=False)
+
+    def test(reference: nn.Module | None) -> None:
+        module = WholeNetwork(chain, reference=reference)
+        make_trainer(Hardware("cpu"), [evaluation]).test(module, data, verbose=False)
+
+    test(reference)
     assert evaluation.fidelity == {"agreement": 100, "kl": 0}
     with torch.no_grad():
         for parameter in chain.network.parameters():
             parameter.mul_(0.6)
-        p, q = (network(samples).double().softmax(1) for network in (evaluation.reference, chain.network))
-    make_trainer(Hardware("cpu"), [evaluation]).test(WholeNetwork(chain), data, verbose=False)
+        p, q = (network(samples).double().softmax(1) for network in (reference, chain.network))
+    test(reference)
     same = sum(int(a.argmax() == b.argmax()) for a, b in zip(p, q, strict=True))
     divergence = sum(float((a * (a / b).log()).sum()) for a, b in zip(p, q, strict=True)) / 61
     assert evaluation.fidelity == {
@@ -48,6 +52,5 @@ def test_nearness_to_full_precision_by_hand(small_network: nn.Module, samples: T
         "kl": pytest.approx(divergence, rel=1e-4),
     }
     assert divergence > 1e-4
-    evaluation.reference = None
-    make_trainer(Hardware("cpu"), [evaluation]).test(WholeNetwork(chain), data, verbose=False)
+    test(None)
     assert evaluation.fidelity == {}
