@@ -27,6 +27,7 @@ from pack_ptq.trainers import is_first_process
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # TensorBoard's writer raises these as they are
 PATIENCE = 10.0  # seconds
+PARENT = os.getppid()  # read at the start: when a further process has something to tell, the first may be gone
 OF_COMPARE: dict[str, dict[str, Any]] = {
     "--recipes": {
         "nargs": "+",
@@ -162,8 +163,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _tell(message: str) -> NoReturn:
     """End with a message; a further process stays silent if the first one, its parent, ends as well and has told."""
-    parent, waited = os.getppid(), 0.0
-    while not is_first_process() and os.getppid() == parent and waited < PATIENCE:
+    waited = 0.0
+    while not is_first_process() and os.getppid() == PARENT and waited < PATIENCE:
         time.sleep(0.1)
         waited += 0.1
     if is_first_process() or waited >= PATIENCE:

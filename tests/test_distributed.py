@@ -59,6 +59,19 @@ main()
 """
 
 
+# Runs the command line, where the second process comes to tell its message when the first has told it and is gone.
+LATE = """
+import os, time
+from pack_ptq import cli
+tell = cli._tell
+def late(message):
+    time.sleep(2 * int(os.environ.get("LOCAL_RANK", "0")))
+    tell(message)
+cli._tell = late
+cli.main()
+"""
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("one") / "run"
@@ -175,8 +188,12 @@ def orphans(run_dir: Path) -> list[str]:
         time.sleep(0.2)
 
 
-def test_nan_that_only_the_second_process_sees_is_refused_by_both(tmp_path):
+def test_nan_that_only_the_second_process_sees_is_refused_by_both_and_told_by_one(tmp_path):
+    script = tmp_path / "late.py"
+    script.write_text(LATE)
     hot = ["--data.init_args.hot=33", "--model.class_path=e2e_helpers.LateNaN", "--model.init_args.channels=1"]
-    done = cli(*TWO, *hot, f"--run_dir={tmp_path / 'run'}", code=2)
-    assert done.stderr == "pack-ptq: the input of layer block2.a holds NaN or infinity; allowed: finite activations\n"
+    command = [sys.executable, str(script), *TWO, *hot, f"--run_dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    told = "pack-ptq: the input of layer block2.a holds NaN or infinity; allowed: finite activations\n"
+    assert (done.returncode, done.stderr) == (2, told)
     assert not orphans(tmp_path / "run")
