@@ -2,15 +2,16 @@
 
 import lightning as L
 
+from pack_ptq.bit_groups import bit_groups
 from pack_ptq.bits import plan_bits
 from pack_ptq.callbacks.packing import Packing
+from pack_ptq.graph.chain import Chain
 from pack_ptq.modules.network import WholeNetwork
-from pack_ptq.quant.products import operand_quantizers
 from pack_ptq.types import BitPlan, MixedPrecision, Recipe, Unit
 
 
 class BitAssignment(L.Callback):
-    """Turns packs into a bit plan; a rule is a subclass with the one method `pack_bits`.
+    """Turns packs into a bit plan; a rule is a subclass with the one method `pack_bits`, or, finer, `bit_plan`.
 
     The result is in `plan`. A rule that only looks at the packs comes after the packing callback in the same pass. One
     that measures something on the packs gets a pass of its own, with `units` already there.
@@ -33,13 +34,17 @@ class BitAssignment(L.Callback):
         """Give weight and activation bits of every unit."""
         raise NotImplementedError
 
+    def bit_plan(self, chain: Chain) -> BitPlan:
+        """Spread the bits of every unit over its layers."""
+        groups = bit_groups(chain, self.units)
+        bits = self.pack_bits(self.units)
+        return plan_bits([group.layers for group in groups], bits, self.recipe, [group.operands for group in groups])
+
     def on_validation_end(self, trainer: L.Trainer, module: WholeNetwork) -> None:  # type: ignore[override]
         """Assign bits to the units."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         self.units = next((c.units for c in callbacks if isinstance(c, Packing)), self.units)
-        layers = [list(module.chain.layers_of(unit.start, unit.stop)) for unit in self.units]
-        operands = [list(operand_quantizers(module.chain.products_of(u.start, u.stop))) for u in self.units]
-        self.plan = plan_bits(layers, self.pack_bits(self.units), self.recipe, operands)
+        self.plan = self.bit_plan(module.chain)
 
 
 class UniformBits(BitAssignment):

@@ -1,31 +1,37 @@
-"""Give each pack its own bits within a budget (METHOD P4)."""
+"""Give each pack, or each layer, its own bits within a budget (METHOD P4)."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import lightning as L
 
+from pack_ptq.bit_groups import bit_groups
+from pack_ptq.bits import plan_bits
 from pack_ptq.budget import BitBudget, BudgetName, MixedUnit
 from pack_ptq.callbacks.bits import BitAssignment
 from pack_ptq.distributed import share_left
 from pack_ptq.errors import refuse
+from pack_ptq.graph.chain import Chain
 from pack_ptq.mixed import KEY, mix_bits
 from pack_ptq.modules.network import WholeNetwork
-from pack_ptq.quant.products import operand_quantizers
 from pack_ptq.sensitivity import SensitivityMeter, layer_sizes
-from pack_ptq.types import BITS, Unit
+from pack_ptq.types import BITS, BitGranularity, BitPlan
 
 
 class MixedBits(BitAssignment):
-    """Measures how each pack's weights and inputs bear each candidate width, and spends a budget of bits exactly.
+    """Measures how each layer's weights and inputs bear each candidate width, and spends a budget of bits exactly.
 
     Args:
         budget: `iso` spends no more bits on average than the uniform recipe, for weights and for activations; `paper`
             as many as the original (3.5 for 3); `custom` only what the limits below say.
+        granularity: Whether every `layer` (and product of attention) has bits of its own, or, as in the paper, every
+            `pack`.
         weight_average: Most bits of a weight on average over the whole network; replaces the budget's own limit.
         activation_average: The same for the inputs of layers.
         weight_bytes: Most bytes of the packed weights; replaces the budget's own limit on weights.
         bit_operations: Most MACs x weight bits x activation bits of one sample.
-        weight_candidates: Widths to choose from, 2 to 8; those of the paper around the recipe's bits if not given.
+        weight_candidates: Widths to choose from, 2 to 8; if not given, for packs those of the paper around the recipe's
+            bits, for layers from 2 below to 3 above.
         activation_candidates: The same for the inputs of layers; one width makes them uniform.
         num_samples: Calibration samples to measure on, over all processes together; all of them if null.
     """
@@ -35,6 +41,7 @@ class MixedBits(BitAssignment):
     def __init__(
         self,
         budget: BudgetName = "iso",
+        granularity: BitGranularity = "layer",
         weight_average: float | None = None,
         activation_average: float | None = None,
         weight_bytes: int | None = None,
@@ -44,7 +51,7 @@ class MixedBits(BitAssignment):
         num_samples: int | None = 256,
     ) -> None:
         super().__init__()
-        self.budget = budget
+        self.granularity, self.budget = granularity, budget
         self.weight_average, self.activation_average = weight_average, activation_average
         self.weight_bytes, self.bit_operations = weight_bytes, bit_operations
         self.weight_candidates, self.activation_candidates = weight_candidates, activation_candidates
@@ -55,8 +62,9 @@ class MixedBits(BitAssignment):
         self._meter: SensitivityMeter | None = None
 
     def _check(self) -> None:
-        if self.budget not in ("iso", "paper", "custom"):
-            raise refuse(f"{KEY}.budget", self.budget, "iso, paper, custom")
+        for name, kind in (("granularity", BitGranularity), ("budget", BudgetName)):
+            if (value := getattr(self, name)) not in get_args(kind):
+                raise refuse(f"{KEY}.{name}", value, ", ".join(get_args(kind)))
         if self.budget == "custom" and self.limits == BitBudget():
             raise refuse(f"{KEY}.budget", self.budget, f"custom with one of {', '.join(self.limits.to_json())}")
         for name in ("weight_candidates", "activation_candidates"):
@@ -69,7 +77,7 @@ class MixedBits(BitAssignment):
     def on_validation_start(self, trainer: L.Trainer, module: WholeNetwork) -> None:  # type: ignore[override]
         """Search the ranges of all candidates and begin with empty sums."""
         widths = (self.weight_candidates, self.activation_candidates)
-        self._meter = SensitivityMeter(module.chain, self.units, self.recipe, *widths)
+        self._meter = SensitivityMeter(module.chain, self.units, self.recipe, *widths, self.granularity)
 
     def on_validation_batch_end(  # type: ignore[override]
         self,
@@ -94,17 +102,14 @@ class MixedBits(BitAssignment):
             for point in self.mixed.pareto:
                 trainer.logger.log_metrics({"pareto/predicted_kl": point.predicted_kl}, step=point.weight_bytes)
 
-    def pack_bits(self, units: list[Unit]) -> list[tuple[int, int]]:
-        """Solve for the bits of every unit; the stem and the head keep the recipe's."""
+    def bit_plan(self, chain: Chain) -> BitPlan:
+        """Solve for the bits of every pack or layer; the stem and the head keep the recipe's."""
         assert self._meter is not None
-        chain, found = self._meter.chain, {pack.name: pack for pack in self._meter.compute()}
+        groups = bit_groups(chain, self.units, self.granularity)
+        found = {each.name: each for each in self._meter.compute()}
         mixed = [
-            MixedUnit(
-                tuple(chain.layers_of(unit.start, unit.stop)),
-                found.get(unit.name) if unit.kind == "pack" else None,
-                tuple(operand_quantizers(chain.products_of(unit.start, unit.stop))),
-            )
-            for unit in units
+            MixedUnit(group.layers, found.get(group.name) if group.free else None, group.operands) for group in groups
         ]
-        bits, self.mixed = mix_bits(mixed, layer_sizes(chain), self.recipe, self.budget, self.limits)
-        return bits
+        bits, solution = mix_bits(mixed, layer_sizes(chain), self.recipe, self.budget, self.limits)
+        self.mixed = replace(solution, granularity=self.granularity)
+        return plan_bits([group.layers for group in groups], bits, self.recipe, [group.operands for group in groups])

@@ -3,13 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pack_ptq.types import BitPlan, Recipe
+from pack_ptq.types import BITS, BitGranularity, BitPlan, Recipe
 
 # The highest candidate of the release's mixed mode by target width (METHOD P4).
 HIGHEST_CANDIDATE = {2: 4, 3: 4, 4: 6, 5: 8, 6: 8, 7: 8, 8: 8}
 # What packs may get around a target width; 3, 4 and 6 are the paper's (METHOD P4).
 CANDIDATES = {2: (2, 3, 4), 3: (2, 3, 4), 4: (3, 4, 6), 5: (4, 5, 6), 6: (4, 6, 8), 7: (6, 7, 8), 8: (6, 7, 8)}
 UNQUANTIZED = 32
+
+
+def candidates(bits: int, granularity: BitGranularity = "pack") -> tuple[int, ...]:
+    """Give the widths to choose from around a target width: for packs the paper's, for layers from 2 below to 3 above.
+
+    Single layers differ more than packs: the input of a convolution may bear 2 bits where its neighbour wants 6.
+    """
+    return CANDIDATES[bits] if granularity == "pack" else tuple(width for width in BITS if -2 <= width - bits <= 3)
 
 
 @dataclass(frozen=True)
@@ -55,14 +63,16 @@ def plan_bits(
     """Spread bits per unit over the layers and apply the first/last-layer protocol (METHOD, 'First and last layer').
 
     Args:
-        packs: Layer paths of every unit (stem, packs, head), all in execution order.
+        packs: Layer paths of every unit (stem, packs, head), or of what else shares its bits; the first layer of all
+            comes first, the last one last.
         pack_bits: Weight and activation bits of every unit.
         recipe: Names the protocol.
         operands: Names of the operands of products of every unit, if there are any.
     """
     weight: dict[str, int] = {}
     activation: dict[str, int | None] = {}
-    protocol = protocol_bits(packs[0][0], packs[-1][-1], recipe)
+    paths = [path for layers in packs for path in layers]
+    protocol = protocol_bits(paths[0], paths[-1], recipe)
     for layers, bits, names in zip(packs, pack_bits, operands or [()] * len(packs), strict=True):
         unit = unit_bits(layers, bits, protocol, names)
         weight.update(unit.weight)

@@ -55,11 +55,11 @@ class BitBudget(Record):
 
 @dataclass(frozen=True)
 class MixedUnit:
-    """A unit to the eyes of the solver.
+    """A unit, or a part of it with bits of its own, to the eyes of the solver.
 
     Attributes:
         layers: Paths, in execution order.
-        sensitivity: Of a pack; units without it keep the recipe's bits.
+        sensitivity: Of a pack, or a part of it; units without it keep the recipe's bits.
         operands: Names of the operands of its products.
     """
 

@@ -66,7 +66,8 @@ def _options(
     sizes: Mapping[str, LayerSize],
     recipe: Recipe,
 ) -> list[Options]:
-    protocol = protocol_bits(units[0].layers[0], units[-1].layers[-1], recipe)
+    paths = [path for unit in units for path in unit.layers]
+    protocol = protocol_bits(paths[0], paths[-1], recipe)
     options = []
     for unit, pairs in zip(units, choices, strict=True):
         found = unit.sensitivity

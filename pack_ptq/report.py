@@ -49,6 +49,7 @@ def mixed_summary(mixed: MixedPrecision | None) -> dict[str, Any]:
         "mixed": {
             name: {"weight": weight, "activation": activation} for name, (weight, activation) in mixed.packs.items()
         },
+        "granularity": mixed.granularity,
         "predicted_kl": mixed.predicted_kl,
         "budget": {"name": mixed.budget, **mixed.limits},
         "sensitivity": {
@@ -172,8 +173,14 @@ def _selection_lines(selections: list[dict[str, Any]]) -> list[str]:
 
 
 def _mixed_lines(bits: dict[str, Any]) -> list[str]:
-    """Give the bits of the packs, the budget and what both are expected to cost."""
+    """Give the bits of the packs (means, where layers have their own), the budget and what both should cost."""
     packs = " | ".join(f"{name} {pack['weight']}/{pack['activation']}" for name, pack in bits["mixed"].items())
+    what = bits.get("granularity", "pack")  # older reports have none
+    if what == "layer":
+        packs = " | ".join(
+            f"{' '.join(pack['blocks'])} {pack['weight_average']:.2f}/{pack['activation_average']:.2f}"
+            for pack in bits["per_pack"]
+        )
     limits = [
         f"{key.replace('_', ' ')} {value:,.{2 if key.endswith('average') else 0}f}"
         for key, value in bits["budget"].items()
@@ -182,5 +189,5 @@ def _mixed_lines(bits: dict[str, Any]) -> list[str]:
     return [
         f"weight/activation bits: {packs}",
         f"budget {bits['budget']['name']} (at most {', '.join(limits)}): predicted KL {bits['predicted_kl']:.4g}, "
-        f"summed over packs; {len(bits['pareto'])} points of the Pareto front in report.json and TensorBoard",
+        f"summed over {what}s; {len(bits['pareto'])} points of the Pareto front in report.json and TensorBoard",
     ]

@@ -1,4 +1,4 @@
-"""How much the network's output suffers when one pack is quantized, by measurement (METHOD P4)."""
+"""How much the network's output suffers when one pack or layer is quantized, by measurement (METHOD P4)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -7,13 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pack_ptq.bits import CANDIDATES, LayerSize, protocol_bits
+from pack_ptq.bit_groups import BitGroup, bit_groups
+from pack_ptq.bits import LayerSize, candidates, protocol_bits
 from pack_ptq.distributed import all_reduce
 from pack_ptq.errors import UserError
 from pack_ptq.graph.chain import Chain
 from pack_ptq.losses import kl_from_full_precision
 from pack_ptq.quant.quantizers import ActivationQuantizer, WeightQuantizer
-from pack_ptq.types import PackSensitivity, Recipe, Unit
+from pack_ptq.types import BitGranularity, PackSensitivity, Recipe, Unit
 
 Kind = Literal["weight", "activation"]
 Quantizer = WeightQuantizer | ActivationQuantizer
@@ -22,9 +23,9 @@ Range = dict[str, Any]  # attributes of a quantizer
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One width for the weights or the activations of one pack, as far as the protocol leaves them free."""
+    """One width for the weights or the activations of one group, as far as the protocol leaves them free."""
 
-    unit: Unit
+    group: BitGroup
     kind: Kind
     width: int
     quantizers: list[Quantizer]
@@ -32,18 +33,20 @@ class _Candidate:
 
 
 class SensitivityMeter:
-    """`KL(p_fp || p_q)` with only one pack's weights at some width, and with only its inputs at some width.
+    """`KL(p_fp || p_q)` with only one group's weights at some width, and with only its inputs at some width.
 
-    It is summed batch by batch, so every sample counts once. One full forward gives the full-precision input of every
-    pack; a candidate runs the pack and the links after it only. Layers whose bits the protocol fixes are no part of
-    the perturbation; a pack of nothing else has the recipe's width as its only candidate, which costs nothing.
+    A group is a pack, or what of it shares its bits (`bit_groups`). It is summed batch by batch, so every sample counts
+    once. One full forward gives the full-precision input of every group's first link; a candidate runs that link and
+    those after it only. Layers whose bits the protocol fixes are no part of the perturbation; a group of nothing else
+    has the recipe's width as its only candidate, which costs nothing.
 
     Args:
         chain: The prepared network, observed, with its ranges set; all quantizers off. Its ranges stay as they are.
         units: As `tile_units` gives them; the packs among them are measured.
         recipe: Kinds of ranges, and the protocol.
-        weights: Candidates, 2 to 8 bits; those around the recipe's bits if not given.
+        weights: Candidates, 2 to 8 bits; those around the recipe's bits if not given (`candidates`).
         activations: The same for the inputs of layers.
+        granularity: Whether to measure packs, or every layer and product in them.
     """
 
     def __init__(
@@ -53,36 +56,41 @@ class SensitivityMeter:
         recipe: Recipe,
         weights: Sequence[int] | None = None,
         activations: Sequence[int] | None = None,
+        granularity: BitGranularity = "pack",
     ) -> None:
-        self.chain, self.packs = chain, [unit for unit in units if unit.kind == "pack"]
+        self.chain, self.groups = chain, [group for group in bit_groups(chain, units, granularity) if group.free]
+        widths = {
+            "weight": weights or candidates(recipe.weight.bits, granularity),
+            "activation": activations or candidates(recipe.activation.bits, granularity),
+        }
         paths = list(chain.layers)
         fixed = protocol_bits(paths[0], paths[-1], recipe)
         self._candidates: list[_Candidate] = []
-        for unit in self.packs:
-            layers = chain.layers_of(unit.start, unit.stop)
+        for group in self.groups:
+            layers = {path: chain.layers[path] for path in group.layers}
             free: dict[Quantizer, Tensor | None] = {
                 layer.weight_quantizer: layer.weight for path, layer in layers.items() if path not in fixed.weight
             }
-            self._add(unit, "weight", free, weights or CANDIDATES[recipe.weight.bits], recipe)
-            inputs = chain.quantizers_of(unit.start, unit.stop)
-            free = {quantizer: None for name, quantizer in inputs.items() if name not in fixed.activation}
-            self._add(unit, "activation", free, activations or CANDIDATES[recipe.activation.bits], recipe)
+            self._add(group, "weight", free, widths["weight"], recipe)
+            inputs = (*group.layers, *group.operands)
+            free = {chain.quantizers[name]: None for name in inputs if name not in fixed.activation}
+            self._add(group, "activation", free, widths["activation"], recipe)
         self.sums = torch.zeros(len(self._candidates), dtype=torch.float64)
         self.num_samples = 0
 
     def _add(
-        self, unit: Unit, kind: Kind, free: dict[Quantizer, Tensor | None], widths: Sequence[int], recipe: Recipe
+        self, group: BitGroup, kind: Kind, free: dict[Quantizer, Tensor | None], widths: Sequence[int], recipe: Recipe
     ) -> None:
         for width in sorted(set(widths)) if free else [getattr(recipe, kind).bits]:
-            self._candidates.append(_Candidate(unit, kind, width, list(free), _ranges(free, width, recipe)))
+            self._candidates.append(_Candidate(group, kind, width, list(free), _ranges(free, width, recipe)))
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """Take one batch of inputs."""
         end = len(self.chain)
-        found = {0: x, **self.chain.run_collecting(x, 0, end, {unit.start for unit in self.packs})}
+        found = {0: x, **self.chain.run_collecting(x, 0, end, {group.start for group in self.groups})}
         reference = found[end].double()
-        sums = [self._divergence(candidate, found[candidate.unit.start], reference) for candidate in self._candidates]
+        sums = [self._divergence(candidate, found[candidate.group.start], reference) for candidate in self._candidates]
         self.sums += torch.stack(sums).cpu()
         self.num_samples += len(x)
 
@@ -92,24 +100,24 @@ class SensitivityMeter:
         before = [_range(quantizer) for quantizer in candidate.quantizers]
         _put(candidate.quantizers, candidate.ranges)
         _turn(candidate.quantizers, on=True)
-        logits = self.chain.run(x, candidate.unit.start)
+        logits = self.chain.run(x, candidate.group.start)
         _turn(candidate.quantizers, on=False)
         _put(candidate.quantizers, before)
         return kl_from_full_precision(logits.double(), reference).sum()
 
     def compute(self) -> tuple[PackSensitivity, ...]:
-        """Merge over processes and give the sensitivities of the packs, in order.
+        """Merge over processes and give the sensitivities of the groups, in order.
 
         Raises:
-            UserError: A divergence is no number; the message names the pack.
+            UserError: A divergence is no number; the message names the group.
         """
         means = (all_reduce(self.sums) / all_reduce(torch.tensor(self.num_samples))).clamp(min=0).tolist()
-        result = {unit.name: PackSensitivity(unit.name, {}, {}) for unit in self.packs}
+        result = {group.name: PackSensitivity(group.name, {}, {}) for group in self.groups}
         for candidate, mean in zip(self._candidates, means, strict=True):
             if not mean < float("inf"):
-                what = f"the KL divergence with {candidate.width} {candidate.kind} bits in {candidate.unit.name}"
+                what = f"the KL divergence with {candidate.width} {candidate.kind} bits in {candidate.group.name}"
                 raise UserError(f"{what} is {mean}; allowed: finite outputs of the network")
-            getattr(result[candidate.unit.name], candidate.kind)[candidate.width] = mean
+            getattr(result[candidate.group.name], candidate.kind)[candidate.width] = mean
         return tuple(result.values())
 
 
@@ -120,9 +128,10 @@ def measure_sensitivity(
     recipe: Recipe,
     weights: Sequence[int] | None = None,
     activations: Sequence[int] | None = None,
+    granularity: BitGranularity = "pack",
 ) -> tuple[PackSensitivity, ...]:
     """Measure the packs over batches of inputs, or of (inputs, labels); see `SensitivityMeter`."""
-    meter = SensitivityMeter(chain, units, recipe, weights, activations)
+    meter = SensitivityMeter(chain, units, recipe, weights, activations, granularity)
     for batch in batches:
         meter.update(batch[0] if isinstance(batch, tuple | list) else batch)
     return meter.compute()

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pack_ptq.errors import refuse
 
 BITS = range(2, 9)
+BitGranularity = Literal["pack", "layer"]
 ActivationKind = Literal["uniform", "focusing", "log_sqrt2", "row_scaled"]
 KINDS_OF_ALL: tuple[ActivationKind, ...] = ("uniform", "focusing", "log_sqrt2")
 KINDS: tuple[ActivationKind, ...] = (*KINDS_OF_ALL, "row_scaled")  # which needs rows of at least 0
@@ -412,7 +413,7 @@ class PackSensitivity(Record):
     """What quantizing one pack alone does to the network's output: `KL(p_fp || p_q)` in nats, mean over samples.
 
     Attributes:
-        name: Of the unit.
+        name: Of the unit; where layers have bits of their own, of the first layer or product of those that share them.
         weight: By width of the weights, inputs unquantized.
         activation: By width of the layers' inputs, weights unquantized.
     """
@@ -442,12 +443,13 @@ class MixedPrecision(Record):
     """How packs came to different bits (METHOD P4).
 
     Attributes:
-        packs: Weight and activation bits by name of the pack.
+        packs: Weight and activation bits by name of the pack, or of the layer or product where they have their own.
         predicted_kl: Sum of the chosen sensitivities, in nats.
         budget: Where the limits come from.
         limits: By resource, as `BitBudget` names them.
-        sensitivity: Of every pack.
+        sensitivity: Of every pack, layer or product.
         pareto: From few to many bytes of weights.
+        granularity: What has bits of its own.
     """
 
     packs: dict[str, tuple[int, int]]
@@ -456,6 +458,7 @@ class MixedPrecision(Record):
     limits: dict[str, float]
     sensitivity: tuple[PackSensitivity, ...]
     pareto: tuple[ParetoPoint, ...]
+    granularity: BitGranularity = "pack"
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:

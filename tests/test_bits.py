@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pack_ptq import QuantizerSpec, Recipe, plan_bits
-from pack_ptq.bits import average_activation_bits, average_weight_bits
+from pack_ptq.bits import average_activation_bits, average_weight_bits, candidates
 
 LAYERS = [["stem"], ["a.1", "a.2"], ["b.1"], ["head"]]
 INNER = {"a.1": 3, "a.2": 3, "b.1": 5}
@@ -64,3 +64,16 @@ def test_weight_average_is_the_mean_over_single_weights(layers: list[tuple[int, 
 
 def test_inputs_that_are_not_quantized_count_32() -> None:
     assert average_activation_bits({"a": None, "b": 4}, {"a": 1, "b": 3}) == (32 + 3 * 4) / 4
+
+
+@pytest.mark.parametrize(
+    ("bits", "packs", "layers"),
+    [(2, (2, 3, 4), (2, 3, 4, 5)), (3, (2, 3, 4), (2, 3, 4, 5, 6)), (8, (6, 7, 8), (6, 7, 8))],
+)
+def test_candidates_by_hand(bits: int, packs: tuple[int, ...], layers: tuple[int, ...]) -> None:
+    assert (candidates(bits), candidates(bits, "layer")) == (packs, layers)
+
+
+def test_the_first_and_the_last_layer_are_found_around_groups_without_layers() -> None:
+    plan = plan_bits([[], ["a"], ["b"], []], [(3, 3)] * 4, recipe(3, 3), [["p.x"], [], [], ["r.x"]])
+    assert (plan.weight, plan.activation) == ({"a": 8, "b": 8}, {"p.x": 3, "a": 8, "b": 8, "r.x": 3})

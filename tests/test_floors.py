@@ -15,6 +15,7 @@ FLOORS = [
         "schedules",
         "packing",
         "bits",
+        "bit_groups",
         "allocation",
         "budget",
         "mixed",

@@ -127,6 +127,18 @@ def test_a_candidate_runs_its_pack_and_what_follows(
     assert runs == [1, 1, 1, 3, 3, 3]
 
 
+def test_a_layer_is_measured_alone_from_its_own_link(
+    small_chain: Chain, small_units: list[Unit], samples: Tensor, small_recipe: Recipe
+) -> None:
+    found = measure_sensitivity(small_chain, [samples[:8]], small_units, small_recipe, [2, 5], [3], "layer")
+    assert [each.name for each in found] == [f"blocks.{block}.conv{conv}" for block in range(3) for conv in (1, 2)]
+    for each in found:
+        for kind, values in (("weight", each.weight), ("activation", each.activation)):
+            for width, kl in values.items():
+                expected = by_hand(small_chain, [each.name], kind, width, small_recipe, samples[:8])
+                assert kl == pytest.approx(expected, rel=1e-3, abs=1e-7), (each.name, kind, width)
+
+
 class TwoLayers(nn.Module):
     """Its only pack holds the first and the last layer."""
 

@@ -36,16 +36,18 @@ def validate(chain: Chain, samples: Tensor, bits: MixedBits, units: list[Unit], 
     trainer.validate(WholeNetwork(chain), data_of(samples), verbose=False)
 
 
+@pytest.mark.parametrize("granularity", ["pack", "layer"])
 def test_it_measures_what_measure_sensitivity_measures(
-    small_chain: Chain, small_units: list[Unit], samples: Tensor, small_recipe: Recipe
+    small_chain: Chain, small_units: list[Unit], samples: Tensor, small_recipe: Recipe, granularity: Any
 ) -> None:
-    bits = MixedBits(activation_candidates=[3], num_samples=30)
+    bits = MixedBits(granularity=granularity, activation_candidates=[3], num_samples=30)
     for _ in range(2):
         validate(small_chain, samples, bits, small_units, small_recipe)
         expected = measure_sensitivity(
-            small_chain, [samples[:24], samples[24:30]], small_units, small_recipe, None, [3]
+            small_chain, [samples[:24], samples[24:30]], small_units, small_recipe, None, [3], granularity
         )
         assert bits.mixed is not None
+        assert bits.mixed.granularity == granularity
         assert bits.mixed.sensitivity == expected
         assert bits.plan is not None
         assert list(bits.plan.weight) == list(small_chain.layers)
@@ -56,7 +58,7 @@ def test_it_measures_what_measure_sensitivity_measures(
 def test_no_number_of_samples_means_all(
     small_chain: Chain, small_units: list[Unit], samples: Tensor, small_recipe: Recipe
 ) -> None:
-    bits = MixedBits(weight_candidates=[3], activation_candidates=[3], num_samples=None)
+    bits = MixedBits(granularity="pack", weight_candidates=[3], activation_candidates=[3], num_samples=None)
     validate(small_chain, samples, bits, small_units, small_recipe)
     batches = samples.split(24)
     assert bits.mixed is not None
@@ -67,6 +69,7 @@ def test_no_number_of_samples_means_all(
     ("settings", "message"),
     [
         ({"budget": "most"}, r"budget is 'most'; allowed: iso, paper, custom"),
+        ({"granularity": "channel"}, r"granularity is 'channel'; allowed: pack, layer"),
         ({"budget": "custom"}, r"budget is 'custom'; allowed: custom with one of weight_average, activation_average"),
         ({"weight_average": 0}, r"weight_average is 0; allowed: a number above 0"),
         ({"bit_operations": -4}, r"bit_operations is -4; allowed: a number above 0"),
@@ -93,7 +96,7 @@ def run(network: nn.Module, samples: Tensor, run_dir: Path, **settings: Any) -> 
 
 
 def test_a_run_tells_what_it_has_decided(small_network: nn.Module, samples: Tensor, tmp_path: Path) -> None:
-    report = run(small_network, samples, tmp_path / "run", bits=MixedBits(weight_average=3.7))
+    report = run(small_network, samples, tmp_path / "run", bits=MixedBits(granularity="pack", weight_average=3.7))
     bits = report["bits"]
     plan = Plan.from_json(json.loads((tmp_path / "run" / "plan.json").read_text()))
     assert plan.mixed is not None
@@ -127,6 +130,26 @@ def test_a_run_tells_what_it_has_decided(small_network: nn.Module, samples: Tens
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["bits"]["class_path"] == "pack_ptq.callbacks.MixedBits"
     assert config["bits"]["init_args"]["weight_average"] == 3.7
+
+
+def test_a_run_tells_what_its_layers_got(small_network: nn.Module, samples: Tensor, tmp_path: Path) -> None:
+    report = run(small_network, samples, tmp_path / "run", bits=MixedBits(weight_average=3.9))
+    bits = report["bits"]
+    plan = Plan.from_json(json.loads((tmp_path / "run" / "plan.json").read_text()))
+    layers = [f"blocks.{block}.conv{conv}" for block in range(3) for conv in (1, 2)]
+    assert list(bits["mixed"]) == list(bits["sensitivity"]) == layers
+    for path, chosen in bits["mixed"].items():
+        assert (plan.bits.weight[path], plan.bits.activation[path]) == (chosen["weight"], chosen["activation"])
+        assert list(bits["sensitivity"][path]["weight"]) == ["2", "3", "4", "5", "6"]
+    assert len({chosen["weight"] for chosen in bits["mixed"].values()}) > 1
+    assert bits["granularity"] == "layer"
+    per_pack = {entry["blocks"][0]: entry for entry in bits["per_pack"]}
+    for block in range(3):
+        mean = sum(bits["mixed"][f"blocks.{block}.conv{conv}"]["weight"] for conv in (1, 2)) / 2
+        assert f"blocks.{block} {mean:.2f}/{per_pack[f'blocks.{block}']['activation_average']:.2f}" in render(
+            report, "x"
+        )
+    assert "summed over layers" in render(report, "x")
 
 
 def test_a_uniform_run_tells_nothing_of_it(small_network: nn.Module, samples: Tensor, tmp_path: Path) -> None:
@@ -169,15 +192,17 @@ class Residual(nn.Module):
         return (x + self.b(self.a(x).relu()))[:, :5]
 
 
-@pytest.mark.parametrize("protocol", ["first_last_8", "all", "boundary_high"])
+@pytest.mark.parametrize(
+    ("protocol", "granularity", "weights"),
+    [("first_last_8", "pack", 8), ("all", "pack", 4), ("boundary_high", "pack", 4), ("all", "layer", 6)],
+)
 def test_network_whose_only_pack_holds_the_first_and_the_last_layer(
-    samples: Tensor, tmp_path: Path, protocol: Any
+    samples: Tensor, tmp_path: Path, protocol: Any, granularity: Any, weights: int
 ) -> None:
     torch.manual_seed(0)
     network = Residual()
-    bits = MixedBits("custom", weight_average=9, activation_average=40)
+    bits = MixedBits("custom", granularity, weight_average=9, activation_average=40)
     report = run(network, samples, tmp_path / "run", bits=bits, packing=WholePacking(), recipe={"protocol": protocol})
-    weights = {"first_last_8": 8.0, "all": 4.0, "boundary_high": 4.0}[protocol]
     assert report["bits"]["weight_average"] == weights
     assert report["packs"] == [list(report["scores"])]
 
