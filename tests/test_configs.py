@@ -121,7 +121,7 @@ def test_two_steps_of_every_recipe_on_digits(name, tmp_path):
     is_compensated = fit.get("low_rank", {}).get("search_steps", 0) > 0
     if is_compensated:
         steps += [f"--recipe.reconstruction.low_rank.{key}=2" for key in ("search_steps", "fit_steps")]
-    is_tuned = name in ("recipes/fast", "recipes/default", "recipes/best")
+    is_tuned = name in ("recipes/fast", "recipes/default", "recipes/mixed", "recipes/best")
     last = ["--recipe.tuning.steps=2"] if is_tuned else []
     short = [*steps, *last, "--data.init_args.num_calibration=64"]
     main(["quantize", "--config", "digits_w3a3", "--config", name, *short, f"--run_dir={tmp_path / 'run'}"])
