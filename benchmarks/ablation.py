@@ -22,7 +22,7 @@ PACKINGS = {
 }
 BITS = {
     "uniform": {"class_path": CALLBACKS + "UniformBits"},
-    "mixed": {"class_path": CALLBACKS + "MixedBits"},
+    "mixed": {"class_path": CALLBACKS + "MixedBits", "init_args": {"granularity": "pack"}},
 }
 
 

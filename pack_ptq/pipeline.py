@@ -137,7 +137,7 @@ class Pipeline:
         together: list[L.Callback] = [scoring, packing] if bits.needs_pass else [scoring, packing, bits]
         seconds = {"calibration": calibration, "scoring": self._validate(together, forward=False, logger=self.logger)}
         if bits.needs_pass:
-            self._say("measuring the sensitivity of packs")
+            self._say("measuring sensitivities to bits")
             bits.units = packing.units
             seconds["sensitivity"] = self._validate([bits], forward=False, logger=self.logger)
         assert scoring.scores is not None
