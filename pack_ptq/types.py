@@ -265,7 +265,7 @@ class TuningSpec(Record):
             raise refuse(f"{key}.{rates[0]}", 0.0, f"above 0, or {rates[1]} or {rates[2]} above 0")
 
 
-TUNING_STEPS = {"fast": 30, "default": 500, "best": 2000}
+TUNING_STEPS = {"fast": 100, "default": 500, "best": 2000}
 STEPS = {"fast": 60, "default": 1000, "best": 5000}
 
 
@@ -279,7 +279,7 @@ class Recipe(Record):
         protocol: Treatment of the first and last layer, as METHOD.md names it.
         profile: `paper` has asymmetric weights; `deploy` has symmetric signed weights per channel and an int32 bias.
         budget: Steps per unit where `reconstruction.steps` is not given: 60, 1000 or 5000; and of the last pass where
-            `tuning.steps` is not: 30, 500 or 2000.
+            `tuning.steps` is not: 100, 500 or 2000.
         reconstruction: Settings of the fit.
         tuning: Settings of the last pass over the whole network.
         layer_norm: `per_tensor` takes the outputs of LayerNorm as they are; `reparameterised` moves a scale and a zero
