@@ -6,7 +6,7 @@ from fractions import Fraction
 from math import ceil, floor, isfinite
 from typing import Literal
 
-from pack_ptq.bits import LayerSize, plan_bits, spending
+from pack_ptq.bits import CANDIDATES, LayerSize, plan_bits, spending
 from pack_ptq.errors import UserError, refuse
 from pack_ptq.types import PackSensitivity, Recipe, Record
 
@@ -85,7 +85,7 @@ def budget_limits(
         sizes: Of every layer.
         recipe: Uniform bits and the protocol.
         name: `iso` bounds both averages by those of the uniform setting, `paper` by those of packs half-way between
-            their middle and their highest candidate (3.5 bits for 3), `custom` sets no limit of its own.
+            the paper's middle and highest candidate (3.5 bits for 3), `custom` sets no limit of its own.
         explicit: Replaces a limit on weights or on activations, and adds the others.
     """
 
@@ -93,7 +93,7 @@ def budget_limits(
         bits = [
             (recipe.weight.bits, recipe.activation.bits)
             if pick is None or unit.sensitivity is None
-            else (pick(unit.sensitivity.weight), pick(unit.sensitivity.activation))
+            else (pick(CANDIDATES[recipe.weight.bits]), pick(CANDIDATES[recipe.activation.bits]))
             for unit in units
         ]
         layers, operands = [unit.layers for unit in units], [unit.operands for unit in units]

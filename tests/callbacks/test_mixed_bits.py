@@ -152,6 +152,22 @@ def test_a_run_tells_what_its_layers_got(small_network: nn.Module, samples: Tens
     assert "summed over layers" in render(report, "x")
 
 
+def test_the_papers_budget_is_the_same_for_packs_and_layers(
+    small_chain: Chain, small_units: list[Unit], samples: Tensor, small_recipe: Recipe
+) -> None:
+    limits = []
+    for granularity in ("pack", "layer"):
+        bits = MixedBits("paper", granularity, num_samples=8)  # type: ignore[arg-type]
+        validate(small_chain, samples, bits, small_units, small_recipe)
+        assert bits.mixed is not None
+        limits.append(bits.mixed.limits)
+    assert limits[0] == limits[1]
+    sizes = {path: layer.weight.numel() for path, layer in small_chain.layers.items()}
+    inner = sum(size for path, size in sizes.items() if path.startswith("blocks"))
+    expected = (3.5 * inner + 8 * (sum(sizes.values()) - inner)) / sum(sizes.values())
+    assert limits[1]["weight_average"] == pytest.approx(expected, abs=1e-3)
+
+
 def test_a_uniform_run_tells_nothing_of_it(small_network: nn.Module, samples: Tensor, tmp_path: Path) -> None:
     report = run(small_network, samples, tmp_path / "run", bits=UniformBits())
     assert set(report["bits"]) == {"weight_average", "activation_average", "per_pack"}
