@@ -220,13 +220,13 @@ def test_tuning_is_done_if_nothing_is_set_and_needs_two_samples(tmp_path):
     test = noise(21, seed=9)
     one = TensorData(noise(1), (test, tiny()(test).argmax(1)), batch_size=1)
     fit = ReconstructionSpec(steps=1)
-    with pytest.raises(UserError, match=r"recipe\.tuning\.steps is 30; allowed: 0 with fewer than 2 calibration"):
+    with pytest.raises(UserError, match=r"recipe\.tuning\.steps is 100; allowed: 0 with fewer than 2 calibration"):
         pack_ptq.quantize(tiny(), one, Recipe(budget="fast", reconstruction=fit), run_dir=tmp_path / "one")
     assert not (tmp_path / "one").exists()
     pack_ptq.quantize(tiny(), one, recipe(steps=1), run_dir=tmp_path / "one")
     two = TensorData(noise(2), (test, tiny()(test).argmax(1)), batch_size=2)
     report = pack_ptq.quantize(tiny(), two, Recipe(budget="fast", reconstruction=fit), run_dir=tmp_path / "two")
-    assert report["tuning"]["steps"] == 30
+    assert report["tuning"]["steps"] == 100
     assert report["tuning"]["after"] <= report["tuning"]["before"]
 
 
