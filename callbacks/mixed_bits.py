@@ -5,8 +5,7 @@ from typing import Any, get_args
 
 import lightning as L
 
-from pack_ptq.bit_groups import bit_groups
-from pack_ptq.bits import plan_bits
+from pack_ptq.bit_groups import BitGroup
 from pack_ptq.budget import BitBudget, BudgetName, MixedUnit
 from pack_ptq.callbacks.bits import BitAssignment
 from pack_ptq.distributed import share_left
@@ -15,7 +14,7 @@ from pack_ptq.graph.chain import Chain
 from pack_ptq.mixed import KEY, mix_bits
 from pack_ptq.modules.network import WholeNetwork
 from pack_ptq.sensitivity import SensitivityMeter, layer_sizes
-from pack_ptq.types import BITS, BitGranularity, BitPlan
+from pack_ptq.types import BITS, BitGranularity
 
 
 class MixedBits(BitAssignment):
@@ -102,14 +101,13 @@ class MixedBits(BitAssignment):
             for point in self.mixed.pareto:
                 trainer.logger.log_metrics({"pareto/predicted_kl": point.predicted_kl}, step=point.weight_bytes)
 
-    def bit_plan(self, chain: Chain) -> BitPlan:
+    def group_bits(self, chain: Chain, groups: list[BitGroup]) -> list[tuple[int, int]]:
         """Solve for the bits of every pack or layer; the stem and the head keep the recipe's."""
         assert self._meter is not None
-        groups = bit_groups(chain, self.units, self.granularity)
         found = {each.name: each for each in self._meter.compute()}
         mixed = [
             MixedUnit(group.layers, found.get(group.name) if group.free else None, group.operands) for group in groups
         ]
         bits, solution = mix_bits(mixed, layer_sizes(chain), self.recipe, self.budget, self.limits)
         self.mixed = replace(solution, granularity=self.granularity)
-        return plan_bits([group.layers for group in groups], bits, self.recipe, [group.operands for group in groups])
+        return bits

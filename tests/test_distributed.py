@@ -193,7 +193,7 @@ def test_nan_that_only_the_second_process_sees_is_refused_by_both_and_told_by_on
     script.write_text(LATE)
     hot = ["--data.init_args.hot=33", "--model.class_path=e2e_helpers.LateNaN", "--model.init_args.channels=1"]
     command = [sys.executable, str(script), *TWO, *hot, f"--run_dir={tmp_path / 'run'}"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     told = "pack-ptq: the input of layer block2.a holds NaN or infinity; allowed: finite activations\n"
     assert (done.returncode, done.stderr) == (2, told)
     assert not orphans(tmp_path / "run")
