@@ -7,6 +7,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from pack_ptq.errors import refuse
+from pack_ptq.matmul_precision import StepPrecision
 from pack_ptq.types import Hardware
 
 
@@ -44,6 +45,7 @@ def make_trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         strategy="ddp" if hardware.devices > 1 else "auto",
+        plugins=[StepPrecision(hardware.matmul_precision)],
         callbacks=callbacks,
         logger=logger or False,
         max_steps=max_steps,

@@ -9,6 +9,7 @@ from pack_ptq.errors import refuse
 BITS = range(2, 9)
 BitGranularity = Literal["pack", "layer"]
 ActivationKind = Literal["uniform", "focusing", "log_sqrt2", "row_scaled"]
+ProductPrecision = Literal["highest", "high", "medium"]
 KINDS_OF_ALL: tuple[ActivationKind, ...] = ("uniform", "focusing", "log_sqrt2")
 KINDS: tuple[ActivationKind, ...] = (*KINDS_OF_ALL, "row_scaled")  # which needs rows of at least 0
 SEEDS = range(2**32)  # as NumPy takes them
@@ -351,10 +352,14 @@ class Hardware(Record):
     Attributes:
         accelerator: As Lightning names it.
         devices: Number of processes, one per device.
+        matmul_precision: Of products in the steps of fits, as `torch.set_float32_matmul_precision` names it; `high`
+            and `medium` let processors that can compute them with fewer bits (TF32, bfloat16) do so. All else is
+            computed in full.
     """
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
     devices: int = 1
+    matmul_precision: ProductPrecision = "highest"
 
     def __post_init__(self) -> None:
         if self.devices < 1:

@@ -154,6 +154,10 @@ WRONG = {
         ["hardware.devices is 3; allowed: 1 to 2"],
     ),
     "accelerator": (["--hardware.accelerator", "tpu"], ["hardware.accelerator is 'tpu'; allowed: auto, cpu, gpu"]),
+    "precision of products": (
+        ["--hardware.matmul_precision", "bf16"],
+        ["hardware.matmul_precision is 'bf16'; allowed: highest, high, medium"],
+    ),
     "packing class": (
         ["--packing.class_path", "pack_ptq.callbacks.HessianScoring"],
         ["packing", "subclass of Packing"],
