@@ -13,6 +13,7 @@ OF_A_RECIPE = (
     *(f"recipe.{key}" for key in ("reconstruction", "tuning", "budget", "layer_norm", "post_softmax", "post_gelu")),
     "recipe.split_channels",
     "recipe.activation_noise",
+    "recipe.bias_correction",
     *("scoring", "packing", "bits"),
 )
 

@@ -35,6 +35,10 @@ def merge_observers(chain: Chain, what: str) -> None:
     Raises:
         UserError: A layer's input holds NaN or infinity; the message names the layer.
     """
+    if what == "extremes":
+        for layer in chain.layers.values():
+            total, count = all_reduce(layer.seen.total), all_reduce(layer.seen.count)
+            layer.input_mean = (total / count).to(layer.weight) if count else None
     # In the same order in every process, which a set's is not; an observer of several quantizers is merged once.
     ranged = dict.fromkeys(o for q in chain.quantizers.values() for o in (q.observer, q.channels) if o is not None)
     if what == "values":
@@ -92,6 +96,7 @@ def set_ranges(chain: Chain, plan: BitPlan, recipe: Recipe, before: BitPlan | No
         if before is None or before.weight[path] != plan.weight[path]:
             layer.weight_quantizer.set_range(layer.weight, replace(recipe.weight, bits=plan.weight[path]), symmetric)
         layer.integer_bias = recipe.profile == "deploy"
+        layer.corrects_mean = recipe.bias_correction == "input_mean"
         layer.correction = layer.noise = None
     for name, quantizer in chain.quantizers.items():
         bits = plan.activation[name] if name in chain.layers else plan.activation.get(name, recipe.activation.bits)

@@ -70,7 +70,7 @@ def size_summary(chain: Chain, plan: BitPlan) -> dict[str, int]:
     own = set()
     for layer in chain.layers.values():
         own |= {id(t) for t in layer.weight_quantizer.buffers()} | {id(layer.weight), id(layer.correction)}
-        own.add(id(layer.noise))
+        own |= {id(layer.noise), id(layer.input_mean)}
     for quantizer in chain.quantizers.values():
         own |= {id(t) for t in (*quantizer.parameters(), *quantizer.buffers())}
     rest = sum(t.nbytes for key, t in tensors.items() if key not in own)

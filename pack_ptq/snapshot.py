@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pack_ptq.graph.part import Part
+from pack_ptq.quant.affine import dequantize
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Snapshot:
             else:
                 codes, scale = quantizer.nearest_codes(layer.compensated_weight), quantizer.scale
             weights.append((codes, scale, quantizer.zero_point))
-            corrections.append(None if layer.correction is None else layer.correction.detach().clone())
+            correction = layer.whole_correction(dequantize(codes, scale, quantizer.zero_point))
+            corrections.append(None if correction is None else correction.detach().clone())
         activations = tuple(quantizer.learned() for quantizer in part.quantizers)
         return cls(tuple(weights), tuple(corrections), activations)
 

@@ -45,6 +45,7 @@ def layer_state(layer: QuantizedLayer) -> dict[str, Any]:
         "input": quantizer_state(layer.input_quantizer),
         "correction": None if layer.correction is None else layer.correction.detach(),
         "noise": layer.noise,
+        "input_mean": layer.input_mean if layer.corrects_mean else None,
         "integer_bias": layer.integer_bias,
     }
 
@@ -60,6 +61,8 @@ def put_layer_state(layer: QuantizedLayer, values: dict[str, Any]) -> None:
     layer.integer_bias = values["integer_bias"]
     noise, correction = values.get("noise"), values["correction"]  # older runs have no noise
     layer.noise = None if noise is None else noise.to(device)
+    mean = values.get("input_mean")
+    layer.input_mean, layer.corrects_mean = None if mean is None else mean.to(device), mean is not None
     layer.correction = None if correction is None else nn.Parameter(correction.to(device), requires_grad=False)
 
 

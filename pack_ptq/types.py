@@ -293,6 +293,8 @@ class Recipe(Record):
             most, in [0, 1]; the layer grows by as many columns, and they count in bits and bytes.
         activation_noise: Whether linear layers add fixed noise to their inputs before they quantize them, its amplitude
             `searched` by the layer's output error (NoisyQuant, arXiv 2211.16056); a runtime then adds one vector more.
+        bias_correction: `input_mean` lets every bias take up what the rounded weights add to the layer's output on
+            average, at all times while roundings and scales are fitted (arXiv 1906.04721, section 4.2).
     """
 
     weight: QuantizerSpec = field(default_factory=QuantizerSpec)
@@ -307,6 +309,7 @@ class Recipe(Record):
     post_gelu: ActivationKind = "uniform"
     split_channels: float = 0.0625
     activation_noise: Literal["none", "searched"] = "none"
+    bias_correction: Literal["none", "input_mean"] = "input_mean"
 
     def __post_init__(self) -> None:
         _check_choice("recipe.protocol", self.protocol, ("first_last_8", "all", "boundary_high"))
@@ -315,6 +318,7 @@ class Recipe(Record):
         _check_choice("recipe.post_softmax", self.post_softmax, KINDS)
         _check_choice("recipe.post_gelu", self.post_gelu, KINDS_OF_ALL)
         _check_choice("recipe.activation_noise", self.activation_noise, ("none", "searched"))
+        _check_choice("recipe.bias_correction", self.bias_correction, ("none", "input_mean"))
         _check_choice("recipe.budget", self.budget, tuple(STEPS))
         if not 0 <= self.split_channels <= 1:
             raise refuse("recipe.split_channels", self.split_channels, "0 to 1")

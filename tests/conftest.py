@@ -65,12 +65,13 @@ def small_network() -> nn.Module:
 
 @pytest.fixture
 def small_recipe() -> Recipe:
-    """Give three bits and a short fit."""
+    """Give three bits and a short fit, without bias corrections, so that outputs can be computed by hand."""
     return Recipe(
         QuantizerSpec(bits=3),
         QuantizerSpec(bits=3, per_channel=False),
         reconstruction=ReconstructionSpec(steps=60, batch_size=16, rounding_lr=1e-2, penalty_weight=1e-4),
         tuning=TuningSpec(steps=0),
+        bias_correction="none",
     )
 
 

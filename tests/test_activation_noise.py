@@ -47,7 +47,7 @@ COUNT = 40  # more than are taken
 BITS = QuantizerSpec(4), QuantizerSpec(4, per_channel=False)
 RECIPE = Recipe(
     *BITS, layer_norm="per_tensor", post_softmax="uniform", split_channels=0.0, activation_noise="searched",
-    reconstruction=ReconstructionSpec(steps=0), tuning=TuningSpec(steps=0),
+    reconstruction=ReconstructionSpec(steps=0), tuning=TuningSpec(steps=0), bias_correction="none",
 )  # fmt: skip
 
 
@@ -239,7 +239,7 @@ def test_states_hold_the_noise(chain: Chain, images: Tensor) -> None:
 @pytest.mark.parametrize("settings", [{}, {"granularity": "layer"}, {"loss": "fisher"}])
 def test_fits_go_on_from_the_noise(chain: Chain, images: Tensor, settings: dict[str, Any]) -> None:
     fit = ReconstructionSpec(steps=3, batch_size=8, bias_lr=0.01, **settings)
-    recipe = Recipe(*BITS, activation_noise="searched", reconstruction=fit)
+    recipe = Recipe(*BITS, activation_noise="searched", reconstruction=fit, bias_correction="none")
     results = reconstruct(
         chain, tile_units(chain, [(0, 1), (1, 2)]), [images], recipe, Workplace(hardware=Hardware("cpu"))
     )

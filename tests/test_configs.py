@@ -80,7 +80,7 @@ def test_a_recipe_states_only_the_method_and_states_it_whole(name):
         chosen = getattr(chosen_by("digits_w3a3", name), part)
         assert f"{type(chosen).__module__.rpartition('.')[0]}.{type(chosen).__name__}" == content[part]["class_path"]
         assert set(content[part].get("init_args", {})) == set(inspect.signature(type(chosen)).parameters)
-    assert set(content["recipe"]) >= {"layer_norm", "post_softmax", "post_gelu", "activation_noise"}
+    assert set(content["recipe"]) >= {"layer_norm", "post_softmax", "post_gelu", "activation_noise", "bias_correction"}
     fit = content["recipe"]["reconstruction"]
     # Effort is the user's choice, and the penalty's weight belongs to the network.
     free = {"steps", "evaluations", "cache_bytes", "penalty_weight"}
@@ -105,8 +105,14 @@ def test_a_recipe_replaces_the_method_and_keeps_the_network(network, name):
     assert (type(composed.packing), composed.packing.__dict__) == (type(other.packing), other.packing.__dict__)
 
 
+def test_methods_of_others_leave_biases_to_their_own_corrections():
+    corrected = {name for name in RECIPES if chosen_by("digits_w3a3", name).recipe.bias_correction != "none"}
+    assert corrected == {f"recipes/{name}" for name in ("fast", "default", "mixed", "best")}
+
+
 def test_the_default_recipe_is_what_is_done_if_nothing_is_set():
     chosen = chosen_by("imagenet/mobilenetv2_w2a4", "recipes/default")
+    assert chosen.recipe.bias_correction == Recipe().bias_correction
     assert chosen.recipe.reconstruction == ReconstructionSpec(penalty_weight=0.1)
     assert chosen.recipe.tuning == TuningSpec()
     assert type(chosen.packing) is NoPacking

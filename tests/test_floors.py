@@ -30,7 +30,7 @@ FLOORS = [
         "views",
         "held_out",
     ],
-    ["modules", "models", "trainers", "runs", "measurements"],
+    ["modules", "models", "matmul_precision", "trainers", "runs", "measurements"],
     ["callbacks", "datamodules", "configs"],
     [
         "activation_noise",

@@ -185,7 +185,8 @@ def test_kl_differentiates_nothing(small_chain: Chain, samples: Tensor, monkeypa
 
 def ready(network: nn.Module, batches: list[Tensor], bits: int = 4) -> Chain:
     """Prepare a network with the same bits in every layer."""
-    recipe = Recipe(QuantizerSpec(bits=bits), QuantizerSpec(bits=bits, per_channel=False), protocol="all")
+    low = QuantizerSpec(bits=bits), QuantizerSpec(bits=bits, per_channel=False)
+    recipe = Recipe(*low, protocol="all", bias_correction="none")
     chain = prepare(network, batches[0]).chain
     observe(chain, batches)
     set_ranges(chain, plan_bits([list(chain.layers)], [(bits, bits)], recipe), recipe)

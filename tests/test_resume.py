@@ -37,12 +37,12 @@ class Killed(BaseException):
 
 def run(run_dir: Path) -> dict[str, Any]:
     """Make a run that takes a moment: five layers in four units."""
-    return tiny(run_dir, QuantizerSpec(3), packing=NoPacking())
+    return tiny(run_dir, QuantizerSpec(2), packing=NoPacking())
 
 
 def run_tuned(run_dir: Path) -> dict[str, Any]:
     """Make the same run with a last pass, in which scales and biases of every layer move."""
-    return tiny(run_dir, QuantizerSpec(3), packing=NoPacking(), tuning=TuningSpec(steps=STEPS, batch_size=8))
+    return tiny(run_dir, QuantizerSpec(2), packing=NoPacking(), tuning=TuningSpec(steps=STEPS, batch_size=8))
 
 
 def tiny(

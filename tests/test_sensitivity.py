@@ -48,7 +48,7 @@ def by_hand(chain: Chain, paths: list[str], kind: str, width: int, recipe: Recip
 def test_kl_is_that_of_whole_networks(
     small_chain: Chain, small_units: list[Unit], samples: Tensor, small_recipe: Recipe, profile: Any
 ) -> None:
-    recipe = Recipe(small_recipe.weight, small_recipe.activation, profile=profile)
+    recipe = Recipe(small_recipe.weight, small_recipe.activation, profile=profile, bias_correction="none")
     set_ranges(small_chain, plan_bits([list(small_chain.layers)], [(3, 3)], recipe), recipe)
     x = samples[:21]
     found = measure_sensitivity(small_chain, list(x.split(8)), small_units, recipe, [2, 5], [3])
@@ -66,7 +66,7 @@ def test_kl_is_that_of_whole_networks(
 
 
 def test_candidates_of_the_paper_by_default(small_chain: Chain, small_units: list[Unit], samples: Tensor) -> None:
-    recipe = Recipe(QuantizerSpec(bits=4), QuantizerSpec(bits=6, per_channel=False))
+    recipe = Recipe(QuantizerSpec(bits=4), QuantizerSpec(bits=6, per_channel=False), bias_correction="none")
     for pack in measure_sensitivity(small_chain, [samples], small_units, recipe):
         assert list(pack.weight) == [3, 4, 6]
         assert list(pack.activation) == [4, 6, 8]
@@ -166,7 +166,8 @@ def whole_pack(network: nn.Module, x: Tensor, recipe: Recipe) -> tuple[Chain, li
 )  # fmt: skip
 def test_layers_of_the_protocol_are_no_part(protocol: Any, weights: list[str], inputs: list[str]) -> None:
     torch.manual_seed(0)
-    x, recipe = torch.randn(40, 6), Recipe(QuantizerSpec(3), QuantizerSpec(3, per_channel=False), protocol)
+    low = QuantizerSpec(3), QuantizerSpec(3, per_channel=False)
+    x, recipe = torch.randn(40, 6), Recipe(*low, protocol, bias_correction="none")
     chain, units = whole_pack(TwoLayers(6, 9, 9, 4), x, recipe)
     assert [unit.kind for unit in units] == ["pack"]
     (pack,) = measure_sensitivity(chain, [x], units, recipe, [2], [2])
@@ -176,7 +177,8 @@ def test_layers_of_the_protocol_are_no_part(protocol: Any, weights: list[str], i
 
 def test_pack_without_free_layers() -> None:
     torch.manual_seed(0)
-    x, recipe = torch.randn(40, 6), Recipe(QuantizerSpec(3), QuantizerSpec(4, per_channel=False))
+    low = QuantizerSpec(3), QuantizerSpec(4, per_channel=False)
+    x, recipe = torch.randn(40, 6), Recipe(*low, bias_correction="none")
     chain, units = whole_pack(TwoLayers(6, 9, 4), x, recipe)
     (pack,) = measure_sensitivity(chain, [x], units, recipe)
     assert (pack.weight, pack.activation) == ({3: 0.0}, {4: 0.0})

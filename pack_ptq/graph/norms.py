@@ -114,6 +114,9 @@ def put_norm(chain: Chain, site: NormSite, factors: Factors) -> None:
         layer: Any = chain.layers[path].layer
         _add_to_bias(layer, -(layer.weight.double() @ shift))
         layer.weight.mul_(divisor)
+        mean = chain.layers[path].input_mean
+        if mean is not None:
+            mean.copy_((mean.double() + shift) / divisor)
 
 
 def _add_to_bias(module: Any, added: Tensor) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from pack_ptq.quant.input_mean import InputMean, mean_output
 from pack_ptq.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -39,6 +40,10 @@ class QuantizedLayer(nn.Module):
         correction: Added to the bias where the weight is quantized, if anything, shape (output channels,).
         noise: Added to the input before it is quantized, if anything, and taken out again by the bias (NoisyQuant,
             arXiv 2211.16056), shape (input channels,); of linear layers only.
+        seen: Takes what the layer reads in the first pass of the calibration.
+        input_mean: What it reads on average in full precision, once observed, shape (input channels,).
+        corrects_mean: Whether the bias takes up what weights that are quantized, but not held as hard codes yet, add on
+            average; with hard codes that is in `correction`.
         integer_bias: Round the bias to multiples of (input scale x weight scale), as int32 runtimes do (DEPLOY.md).
         counting: Samples of a batch whose elements and multiplications are to be noted, if any.
         input_elements: Of all calls for one sample.
@@ -47,6 +52,7 @@ class QuantizedLayer(nn.Module):
 
     compensation: Tensor | None
     noise: Tensor | None
+    input_mean: Tensor | None
 
     def __init__(self, layer: nn.Module, input_quantizer: ActivationQuantizer) -> None:
         super().__init__()
@@ -55,6 +61,9 @@ class QuantizedLayer(nn.Module):
         self.input_quantizer = input_quantizer
         self.register_buffer("compensation", None, persistent=False)
         self.register_buffer("noise", None, persistent=False)
+        self.register_buffer("input_mean", None, persistent=False)
+        self.seen = InputMean(layer)
+        self.corrects_mean = False
         self.trial: Tensor | None = None
         self.inputs: list[Tensor] | None = None
         self.correction: nn.Parameter | None = None
@@ -107,6 +116,8 @@ class QuantizedLayer(nn.Module):
         """Quantize the input, the weight and the bias as set, and call the wrapped layer with them."""
         if self.inputs is not None:
             self.inputs.append(x)
+        if self.input_quantizer.watching == "extremes":
+            self.seen.see(x)
         noise = self.noise if self.input_quantizer.is_quantizing else None
         x = self.input_quantizer(x if noise is None else x + noise)
         is_quantized = self.trial is None and self.weight_quantizer.mode != "off"
@@ -115,7 +126,8 @@ class QuantizedLayer(nn.Module):
         parameters = {"weight": self.weight if self.trial is None else self.trial}
         bias = self.bias
         if is_quantized:
-            parameters["weight"], bias = self.weight_quantizer(self.compensated_weight), self.corrected_bias()
+            parameters["weight"] = weight = self.weight_quantizer(self.compensated_weight)
+            bias = self.corrected_bias(weight)
         if noise is not None:
             added = parameters["weight"] @ noise
             bias = -added if bias is None else bias - added
@@ -124,11 +136,20 @@ class QuantizedLayer(nn.Module):
             parameters["bias"] = self.rounded_bias(bias) if is_rounded else bias
         return functional_call(self.layer, parameters, (x,))
 
-    def corrected_bias(self) -> Tensor | None:
+    def corrected_bias(self, weight: Tensor) -> Tensor | None:
         """Give the bias to compute with beside a quantized weight, before it is rounded."""
-        if self.bias is None or self.correction is None:
-            return self.bias
-        return self.bias + self.correction
+        correction = self.correction if self.weight_quantizer.mode == "hard" else self.whole_correction(weight)
+        return self.bias if self.bias is None or correction is None else self.bias + correction
+
+    def whole_correction(self, weight: Tensor) -> Tensor | None:
+        """Give `correction` and, if wanted, what the output lacks on average with a weight; nothing if neither.
+
+        It has a gradient for the weight.
+        """
+        if not self.corrects_mean or self.input_mean is None or self.bias is None or isinstance(self.layer, TRANSPOSED):
+            return self.correction
+        lacking = mean_output(self.layer, self.compensated_weight - weight, self.input_mean)
+        return lacking if self.correction is None else self.correction + lacking
 
     def rounded_bias(self, bias: Tensor) -> Tensor:
         """Give a bias as int32 multiples of `s_x s_w`; transposed grouped layers keep theirs, for scales repeat."""

@@ -27,9 +27,10 @@ class Scripted:
             hardened=lambda: (torch.tensor(self.step), torch.tensor(0.5)),
             zero_point=torch.zeros(()),
         )
+        layer = SimpleNamespace(weight_quantizer=weight, whole_correction=lambda weight: None)
         self.scale = torch.zeros(())
         self.part = SimpleNamespace(
-            layers={"a": SimpleNamespace(weight_quantizer=weight, correction=None)},
+            layers={"a": layer},
             quantizers=[SimpleNamespace(learned=lambda: {"scale": self.scale.clone()})],
         )
         self.label = "unit"

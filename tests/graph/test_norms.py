@@ -217,14 +217,16 @@ def test_function_stays_and_observers_know_the_new_values(name: str) -> None:
         for path in site.layers:
             values = read(chain, path, x)
             widest = (values.flatten(0, -2).amax(0) - values.flatten(0, -2).amin(0)).max().item() / 128
+            mean = values.flatten(0, -2).mean(0)
+            torch.testing.assert_close(chain.layers[path].input_mean, mean, atol=1e-4, rtol=1e-4)
             quantizer = chain.layers[path].input_quantizer
             assert quantizer.channels is None
             assert quantizer.observer.histogram.sum() == counted[site]
             assert quantizer.observer.low.item() == pytest.approx(values.min().item(), abs=widest)
             assert quantizer.observer.high.item() == pytest.approx(values.max().item(), abs=widest)
             centers, counts = quantizer.observer.counts()
-            mean = (centers * counts).sum() / counts.sum()
-            assert mean.item() == pytest.approx(values.mean().item(), abs=widest)
+            overall = (centers * counts).sum() / counts.sum()
+            assert overall.item() == pytest.approx(values.mean().item(), abs=widest)
 
 
 @pytest.mark.parametrize("name", ["vit", "vit without qkv bias", "swin", "two layers", "norm without bias"])

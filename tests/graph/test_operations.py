@@ -246,7 +246,8 @@ def bit_plan(chain: Chain, bits: int, recipe: Recipe) -> BitPlan:
 
 
 def calibrate(chain: Chain, x: Tensor, bits: int) -> None:
-    recipe = Recipe(QuantizerSpec(bits), QuantizerSpec(bits, "minmax", per_channel=False), protocol="all")
+    low = QuantizerSpec(bits), QuantizerSpec(bits, "minmax", per_channel=False)
+    recipe = Recipe(*low, protocol="all", bias_correction="none")
     observe(chain, [x])
     set_ranges(chain, bit_plan(chain, bits, recipe), recipe)
 
