@@ -16,7 +16,7 @@ class Snapshot:
 
     Attributes:
         weights: Codes, scale and zero point of every layer's weight.
-        corrections: Of every layer's bias, if it has one.
+        corrections: Of every layer's bias, with what its codes add on average if that is corrected; none if neither.
         activations: What `learned` gives of every quantizer of activations.
     """
 

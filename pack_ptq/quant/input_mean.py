@@ -8,21 +8,20 @@ class InputMean:
     """Sums of every channel over all that a layer reads.
 
     Args:
-        layer: A convolution, whose channels are the second axis of its input, or a linear layer, where they are last.
+        layer: A convolution, whose places are the last axes of its input, or a linear layer, which has none.
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        self.is_linear = isinstance(layer, nn.Linear)
+        self.places = len(getattr(layer, "kernel_size", ()))
         self.total = torch.zeros((), dtype=torch.float64)
         self.count = torch.zeros((), dtype=torch.float64)
 
     def see(self, x: Tensor) -> None:
-        """Take what one call reads, shape (batch, channels, ...) or (..., channels)."""
-        x = x.detach()
-        channels = x.shape[-1] if self.is_linear else x.shape[1]
-        axes = list(range(x.ndim - 1)) if self.is_linear else [0, *range(2, x.ndim)]
-        self.total = self.total.to(x.device) + x.sum(axes, dtype=torch.float64)
-        self.count = self.count + x.numel() // channels
+        """Take what one call reads, shape (..., channels, places ...)."""
+        moved = x.detach().movedim(x.ndim - 1 - self.places, -1)
+        by_channel = moved.reshape(-1, moved.shape[-1])
+        self.total = self.total.to(x.device) + by_channel.sum(0, dtype=torch.float64)
+        self.count = self.count + len(by_channel)
 
 
 def mean_output(layer: nn.Module, weight: Tensor, mean: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pack_ptq.quant.input_mean import mean_output
+from pack_ptq.quant.input_mean import InputMean, mean_output
 from pack_ptq.quant.layers import QuantizedLayer
 from pack_ptq.quant.quantizers import ActivationQuantizer, WeightMode
 from pack_ptq.types import QuantizerSpec
@@ -46,6 +46,13 @@ def test_sums_over_batches_give_the_mean(kind: str) -> None:
     layer, x = case(kind)
     assert layer.input_mean is not None
     torch.testing.assert_close(layer.input_mean, outputs_by_channel(layer, x).mean(0))
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Conv2d(4, 6, 3), (4, 9, 7)), (nn.Linear(5, 3), (5,))])
+def test_single_samples_may_come_without_an_axis_for_them(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    seen, x = InputMean(layer), torch.randn(shape)
+    seen.see(x)
+    torch.testing.assert_close((seen.total / seen.count).float(), x.flatten(1).mean(1) if x.ndim > 1 else x)
 
 
 @pytest.mark.parametrize("kind", KINDS)
