@@ -10,6 +10,7 @@ from pack_ptq.distributed import all_reduce
 from pack_ptq.graph.part import Part, layer_inputs
 from pack_ptq.graph.switch import quantized
 from pack_ptq.modules.pack_data import PackData
+from pack_ptq.quant.input_mean import by_channel
 from pack_ptq.quant.layers import QuantizedLayer
 from pack_ptq.types import ReconstructionSpec
 
@@ -30,10 +31,7 @@ class _Errors:
 
     def see(self, x: Tensor) -> None:
         wanted = functional_call(self.layer.layer, {"weight": self.layer.compensated_weight}, (x,))
-        error = wanted - self.layer.compute(x)
-        # Channels come last after a linear layer, and second after a convolution.
-        is_linear = isinstance(self.layer.layer, nn.Linear)
-        rows = error.reshape(-1, error.shape[-1]) if is_linear else error.transpose(0, 1).flatten(1).T
+        rows = by_channel(self.layer.layer, wanted - self.layer.compute(x))
         self.total = self.total.to(rows.device) + rows.sum(0, dtype=torch.float64)
         self.squares += torch.tensor([rows.square().sum().item(), rows.numel()], dtype=torch.float64)
 

@@ -59,9 +59,12 @@ def put_layer_state(layer: QuantizedLayer, values: dict[str, Any]) -> None:
         weight.set_codes(values["codes"].to(device), weight.scale)
     put_quantizer_state(layer.input_quantizer, values["input"])
     layer.integer_bias = values["integer_bias"]
-    noise, correction = values.get("noise"), values["correction"]  # older runs have no noise
+    noise, mean, correction = (
+        values.get("noise"),
+        values.get("input_mean"),
+        values["correction"],
+    )  # older ones lack some
     layer.noise = None if noise is None else noise.to(device)
-    mean = values.get("input_mean")
     layer.input_mean, layer.corrects_mean = None if mean is None else mean.to(device), mean is not None
     layer.correction = None if correction is None else nn.Parameter(correction.to(device), requires_grad=False)
 

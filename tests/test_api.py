@@ -161,6 +161,7 @@ def test_a_tuned_network_loads_as_it_was_measured(profile, tmp_path, captured):
     divergence = F.kl_div(expected.log_softmax(1), own.log_softmax(1), reduction="batchmean", log_target=True)
     assert found["kl"] == pytest.approx(divergence.item(), rel=1e-3), "from the network as it was given"
     assert found["agreement"] == pytest.approx(100 * (expected.argmax(1) == own.argmax(1)).double().mean().item())
+    assert found["kl"] < report["fidelity"]["rounded_to_nearest"]["kl"]
     assert set(report["fidelity"]) == {"rounded_to_nearest", "quantized"}
     assert pack_ptq.evaluate(tmp_path / "run", DigitsData()) == report["metrics"]["quantized"]
     (tmp_path / "run" / "tuned.pt").unlink()

@@ -4,24 +4,37 @@ import torch
 from torch import Tensor, nn
 
 
+def by_channel(layer: nn.Module, x: Tensor) -> Tensor:
+    """Give what a layer reads or gives with one row for every sample and place.
+
+    Args:
+        layer: A convolution, whose places are the last axes of `x`, or a linear layer, which has none.
+        x: Shape (..., channels, places ...).
+
+    Returns:
+        Shape (rows, channels).
+    """
+    moved = x.movedim(x.ndim - 1 - len(getattr(layer, "kernel_size", ())), -1)
+    return moved.reshape(-1, moved.shape[-1])
+
+
 class InputMean:
     """Sums of every channel over all that a layer reads.
 
     Args:
-        layer: A convolution, whose places are the last axes of its input, or a linear layer, which has none.
+        layer: Of the kinds that `by_channel` knows.
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        self.places = len(getattr(layer, "kernel_size", ()))
+        self.layer = layer
         self.total = torch.zeros((), dtype=torch.float64)
         self.count = torch.zeros((), dtype=torch.float64)
 
     def see(self, x: Tensor) -> None:
         """Take what one call reads, shape (..., channels, places ...)."""
-        moved = x.detach().movedim(x.ndim - 1 - self.places, -1)
-        by_channel = moved.reshape(-1, moved.shape[-1])
-        self.total = self.total.to(x.device) + by_channel.sum(0, dtype=torch.float64)
-        self.count = self.count + len(by_channel)
+        rows = by_channel(self.layer, x.detach())
+        self.total = self.total.to(x.device) + rows.sum(0, dtype=torch.float64)
+        self.count = self.count + len(rows)
 
 
 def mean_output(layer: nn.Module, weight: Tensor, mean: Tensor) -> Tensor:
