@@ -170,9 +170,9 @@ def make_images(folder: Path, per_class: int, size: int = 16, classes: int = 2) 
     return folder
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Any:
-    """The machine's cores are for other processes; and sums do not depend on their number."""
+    """The machine's cores are for other processes; and no sum, also of a module's fixtures, depends on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -65,22 +65,16 @@ def tiny(
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """Folder of a run that nothing has stopped."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     run(run_dir)
-    torch.set_num_threads(before)
     return run_dir
 
 
 @pytest.fixture(scope="module")
 def whole_tuned(tmp_path_factory) -> Path:
     """Folder of a run with tuning that nothing has stopped."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     run_dir = tmp_path_factory.mktemp("whole_tuned") / "run"
     run_tuned(run_dir)
-    torch.set_num_threads(before)
     return run_dir
 
 

@@ -63,13 +63,11 @@ def content(run_dir: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
     """Give the folder of a run that nothing has stopped, and its network as the run left it."""
-    before, prepared, original = torch.get_num_threads(), [], api.prepare_for
-    torch.set_num_threads(1)
+    prepared, original = [], api.prepare_for
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "prepare_for", lambda *args: prepared.append(original(*args)) or prepared[-1])
         run(run_dir)
-    torch.set_num_threads(before)
     chain = prepared[0].chain
     switch(chain.operations, "hard", activations=True)
     return run_dir, chain.network
