@@ -54,20 +54,24 @@ def tune(
     budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, place.folder)
     data = _outputs(chain, views, samples * views.count, sizes[0], budget, spec)
     held_out = held_out_rows(recipe, samples, place.seed)
-    module = NetworkTuning(chain, spec, steps, recipe.weight.bits)
     best = KeepBestTuning(data, held_out, evaluation_steps(steps, spec.evaluations))
-    best.begin(module)
-    callbacks = [best, TuningMonitor(), StepProgress("tuning", steps, enabled=place.show), *place.callbacks]
-    trainer = make_trainer(place.hardware, callbacks, place.logger, max_steps=steps)
     rows = torch.arange(len(data.target))
     seen = rows[~torch.isin(rows % samples, held_out)]  # every view of a held-out sample is held out
-    trainer.fit(module, RandomBatches(data, spec.batch_size, steps, of_process, seen).loader())
-    chain.network.to(device)  # Lightning has moved it to the CPU
+    for attempt in range(spec.attempts):
+        module = NetworkTuning(chain, spec, steps, recipe.weight.bits, attempt)
+        best.begin(module)
+        callbacks = [best, TuningMonitor(), StepProgress("tuning", steps, enabled=place.show), *place.callbacks]
+        trainer = make_trainer(place.hardware, callbacks, place.logger, max_steps=steps)
+        trainer.fit(module, RandomBatches(data, spec.batch_size, steps, of_process, seen).loader())
+        chain.network.to(device)  # Lightning has moved it to the CPU
+        module.end(best.start.learned)
+        if best.lowered:
+            break
     kept = best.chosen()
     module.end(kept.learned)
     data.close()  # which Lightning's Trainer and its module, tied to each other, would hold for a while
     accepted = kept is not best.start
-    return TuningResult(steps, best.start.mean, kept.mean, accepted, time.perf_counter() - began)
+    return TuningResult((attempt + 1) * steps, best.start.mean, kept.mean, accepted, time.perf_counter() - began)
 
 
 @torch.no_grad()

@@ -232,6 +232,8 @@ class TuningSpec(Record):
             units see them.
         evaluations: How often it is; the best iterate is kept, unless the start is better by more than twice the
             standard error of the difference, or has less than half the divergence.
+        attempts: How often the pass is made at most: again from its start with 0.3 of the rates where no attempt before
+            has lowered the divergence on the held-out samples.
     """
 
     steps: int | None = None
@@ -244,6 +246,7 @@ class TuningSpec(Record):
     views: int = 8
     held_out: float = 0.125
     evaluations: int = 4
+    attempts: int = 3
 
     def check(self, key: str) -> None:
         """Refuse values out of range, naming them below `key`.
@@ -253,7 +256,7 @@ class TuningSpec(Record):
         """
         if self.steps is not None and self.steps < 0:
             raise refuse(f"{key}.steps", self.steps, "0 or more")
-        for name in ("batch_size", "views", "evaluations"):
+        for name in ("batch_size", "views", "evaluations", "attempts"):
             if getattr(self, name) < 1:
                 raise refuse(f"{key}.{name}", getattr(self, name), "1 or more")
         if not 0 < self.held_out <= 0.5:
@@ -512,7 +515,7 @@ class TuningResult(Record):
     """How the last pass over the whole network went.
 
     Attributes:
-        steps: Optimisation steps that were made.
+        steps: Optimisation steps that were made, in all attempts.
         before: `KL(p_fp || p_q)` on the held-out calibration samples before it, in nats.
         after: The same with what is kept.
         accepted: Whether something of it is kept; if not, all stays as it was. If so, `after` may be above `before`,

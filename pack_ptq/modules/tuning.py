@@ -1,5 +1,6 @@
 """A last pass over the whole network: scales and biases are fitted to its own full-precision outputs."""
 
+import copy
 from dataclasses import dataclass
 
 import lightning as L
@@ -13,7 +14,7 @@ from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
 from pack_ptq.losses import kl_from_full_precision
 from pack_ptq.modules.pack_data import PackData
-from pack_ptq.schedules import cosine_to_zero, rate_at_bits
+from pack_ptq.schedules import cosine_to_zero, rate_at_bits, rate_of_attempt
 from pack_ptq.types import Recipe, TuningSpec
 
 Learned = tuple[list[tuple[Tensor, Tensor | None]], list[dict[str, Tensor]]]
@@ -89,11 +90,12 @@ class NetworkTuning(L.LightningModule):
         spec: Settings.
         steps: Number of optimisation steps, which the schedule spans.
         bits: The recipe's bits of weights, by which the rates of weight scales and biases fall.
+        attempt: How many passes were made before, by which all rates fall, from the same start.
     """
 
-    def __init__(self, chain: Chain, spec: TuningSpec, steps: int, bits: int = 3) -> None:
+    def __init__(self, chain: Chain, spec: TuningSpec, steps: int, bits: int = 3, attempt: int = 0) -> None:
         super().__init__()
-        self.chain, self.spec, self.steps, self.bits = chain, spec, steps, bits
+        self.chain, self.spec, self.steps, self.bits, self.attempt = chain, spec, steps, bits, attempt
         self.layers = list(chain.layers.values())
         self.quantizers = list(dict.fromkeys(chain.quantizers.values()))
         self.borrowed = nn.ModuleList(chain.operations)  # by which Lightning and DDP see the variables
@@ -105,6 +107,11 @@ class NetworkTuning(L.LightningModule):
             quantizer.learn(spec.activation_scale_lr > 0)
         switch(chain.operations, "hard", activations=True)
 
+    @property
+    def steps_before(self) -> int:
+        """How many steps earlier attempts have made, after which curves go on."""
+        return self.attempt * self.steps
+
     def train(self, mode: bool = True) -> "NetworkTuning":
         """Stay in evaluation mode: norms that could not be folded must not move."""
         return super().train(False)
@@ -112,7 +119,8 @@ class NetworkTuning(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One Adam whose rates are relative to the size of each variable and fall as a cosine."""
         groups: dict[int, tuple[Tensor, float]] = {}
-        factor = rate_at_bits(self.bits)
+        share = rate_of_attempt(self.attempt)
+        factor = share * rate_at_bits(self.bits)
         for layer in self.layers:
             if layer.weight_quantizer.log_factor is not None:
                 groups[id(layer.weight_quantizer)] = (
@@ -123,7 +131,7 @@ class NetworkTuning(L.LightningModule):
                 size = layer.bias.detach().square().mean().sqrt().item()
                 groups[id(layer.bias)] = (layer.bias, factor * self.spec.bias_lr * size)
         for quantizer in self.quantizers:
-            rate = self.spec.activation_scale_lr * quantizer.scale.item()
+            rate = share * self.spec.activation_scale_lr * quantizer.scale.item()
             groups |= {id(variable): (variable, rate) for variable in quantizer.variables}
         optimizer = torch.optim.Adam([{"params": [variable], "lr": rate} for variable, rate in groups.values()])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_to_zero(step, self.steps))
@@ -163,7 +171,7 @@ class NetworkTuning(L.LightningModule):
 
     def end(self, kept: Learned) -> None:
         """Keep one of the iterates that `learned` gave, as plain numbers."""
-        weights, activations = kept
+        weights, activations = copy.deepcopy(kept)  # what is put in place, another attempt moves
         for layer, (scale, bias) in zip(self.layers, weights, strict=True):
             device = layer.weight.device
             layer.weight_quantizer.end_tuning(scale.to(device))
