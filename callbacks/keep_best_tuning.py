@@ -50,13 +50,13 @@ class Iterate:
 class KeepBestTuning(L.Callback):
     """Measures the whole network on held-out samples at some steps and chooses the scales and biases to keep.
 
-    These are the best after the first step of any attempt, unless those before it beat them: a dozen held-out samples
-    would undo by chance what helps on any others (docs/experiments.md).
+    These are the best after the first step, unless those before it beat them: a dozen held-out samples would undo by
+    chance what helps on any others (docs/experiments.md).
 
     Args:
         data: Inputs and full-precision outputs.
         held_out: Rows of samples that the tuning does not see.
-        steps: Step counts of an attempt after which to measure, besides the start.
+        steps: Step counts after which to measure, besides the start.
     """
 
     def __init__(self, data: PackData, held_out: Tensor, steps: set[int]) -> None:
@@ -64,9 +64,8 @@ class KeepBestTuning(L.Callback):
         self.iterates: list[Iterate] = []
 
     def begin(self, module: NetworkTuning) -> None:
-        """Measure and hold what there is before the first step, from which every attempt starts."""
-        if not self.iterates:
-            self.iterates.append(Iterate.of(module, self.data, self.held_out))
+        """Measure and hold what there is before the first step."""
+        self.iterates = [Iterate.of(module, self.data, self.held_out)]
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: L.Trainer, module: NetworkTuning, outputs: object, batch: object, batch_idx: int
@@ -76,8 +75,7 @@ class KeepBestTuning(L.Callback):
             return
         iterate = Iterate.of(module, self.data, self.held_out)
         if trainer.logger is not None:
-            step = module.steps_before + batch_idx
-            trainer.logger.log_metrics({"tuning/held_out_divergence": iterate.mean}, step=step)
+            trainer.logger.log_metrics({"tuning/held_out_divergence": iterate.mean}, step=batch_idx)
         # A rate beyond reason may lead a scale to 0 or below, or the output to overflow.
         if math.isfinite(iterate.mean) and all(bool(quantizer.scale > 0) for quantizer in module.quantizers):
             self.iterates.append(iterate)
@@ -86,11 +84,6 @@ class KeepBestTuning(L.Callback):
     def start(self) -> Iterate:
         """What there was before the first step."""
         return self.iterates[0]
-
-    @property
-    def lowered(self) -> bool:
-        """Whether the divergence has been below that of the start."""
-        return any(each.mean < self.start.mean for each in self.iterates)
 
     def chosen(self) -> Iterate:
         """Give what to keep, which may be the start."""

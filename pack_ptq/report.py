@@ -138,7 +138,9 @@ def render(report: dict[str, Any], run_dir: str) -> str:
         if tuning["accepted"] and tuning["after"] > tuning["before"]:
             fate = ", no worse beyond chance"
         change = f"KL {tuning['before']:.4g} -> {tuning['after']:.4g} nats on held-out samples"
-        lines.append(f"tuning: {tuning['steps']} steps, {change}{fate}")
+        share = tuning.get("rate_share", 1.0)  # older reports have none
+        rates = f" at {share:.2g} of the rates" if share < 1 else ""
+        lines.append(f"tuning: {tuning['steps']} steps{rates}, {change}{fate}")
     if rejected:
         lines.append(f"kept rounded to nearest, for reconstruction ended worse: {', '.join(rejected)}")
     if report.get("split_channels"):  # older reports have none

@@ -37,14 +37,6 @@ def rate_at_bits(bits: int) -> float:
     return min(1.0, (7 / (2**bits - 1)) ** 4)
 
 
-def rate_of_attempt(attempt: int) -> float:
-    """Give the factor of the tuning rates of an attempt, counted from 0, after others that have mended nothing.
-
-    The best rate differs by ten between networks at the same bits (docs/experiments.md).
-    """
-    return 0.3**attempt
-
-
 def curriculum_share(step: int, steps: int, start: float) -> float:
     """Give the share of the samples to draw from, `min(1, l0 + (1 - l0) t / T)` (AIQViT, METHOD A4)."""
     return min(1.0, start + (1 - start) * step / max(1, steps))

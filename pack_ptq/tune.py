@@ -22,6 +22,8 @@ from pack_ptq.types import Recipe, TuningResult, TuningSpec
 from pack_ptq.views import Augment, Views, derived_seed
 from pack_ptq.workplace import Workplace
 
+LIMITING_BATCHES = 4  # whose ratios of loss and promise differ by a fifth or so
+
 
 def tune(
     chain: Chain,
@@ -54,24 +56,21 @@ def tune(
     budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, place.folder)
     data = _outputs(chain, views, samples * views.count, sizes[0], budget, spec)
     held_out = held_out_rows(recipe, samples, place.seed)
+    module = NetworkTuning(chain, spec, steps, recipe.weight.bits)
     best = KeepBestTuning(data, held_out, evaluation_steps(steps, spec.evaluations))
+    best.begin(module)
+    callbacks = [best, TuningMonitor(), StepProgress("tuning", steps, enabled=place.show), *place.callbacks]
+    trainer = make_trainer(place.hardware, callbacks, place.logger, max_steps=steps)
     rows = torch.arange(len(data.target))
     seen = rows[~torch.isin(rows % samples, held_out)]  # every view of a held-out sample is held out
-    for attempt in range(spec.attempts):
-        module = NetworkTuning(chain, spec, steps, recipe.weight.bits, attempt)
-        best.begin(module)
-        callbacks = [best, TuningMonitor(), StepProgress("tuning", steps, enabled=place.show), *place.callbacks]
-        trainer = make_trainer(place.hardware, callbacks, place.logger, max_steps=steps)
-        trainer.fit(module, RandomBatches(data, spec.batch_size, steps, of_process, seen).loader())
-        chain.network.to(device)  # Lightning has moved it to the CPU
-        module.end(best.start.learned)
-        if best.lowered:
-            break
+    module.limit_rates(RandomBatches(data, spec.batch_size, min(LIMITING_BATCHES, steps), of_process, seen))
+    trainer.fit(module, RandomBatches(data, spec.batch_size, steps, of_process, seen).loader())
+    chain.network.to(device)  # Lightning has moved it to the CPU
     kept = best.chosen()
     module.end(kept.learned)
     data.close()  # which Lightning's Trainer and its module, tied to each other, would hold for a while
     accepted = kept is not best.start
-    return TuningResult((attempt + 1) * steps, best.start.mean, kept.mean, accepted, time.perf_counter() - began)
+    return TuningResult(steps, best.start.mean, kept.mean, accepted, time.perf_counter() - began, module.rate_share)
 
 
 @torch.no_grad()

@@ -232,8 +232,8 @@ class TuningSpec(Record):
             units see them.
         evaluations: How often it is; the best iterate is kept, unless the start is better by more than twice the
             standard error of the difference, or has less than half the divergence.
-        attempts: How often the pass is made at most: again from its start with 0.3 of the rates where no attempt before
-            has lowered the divergence on the held-out samples.
+        first_drop: All rates are lowered by one factor until the first step promises to lower the loss by no more than
+            this share of it, above 0; without it they stay as they are.
     """
 
     steps: int | None = None
@@ -246,7 +246,7 @@ class TuningSpec(Record):
     views: int = 8
     held_out: float = 0.125
     evaluations: int = 4
-    attempts: int = 3
+    first_drop: float | None = 0.3
 
     def check(self, key: str) -> None:
         """Refuse values out of range, naming them below `key`.
@@ -256,7 +256,7 @@ class TuningSpec(Record):
         """
         if self.steps is not None and self.steps < 0:
             raise refuse(f"{key}.steps", self.steps, "0 or more")
-        for name in ("batch_size", "views", "evaluations", "attempts"):
+        for name in ("batch_size", "views", "evaluations"):
             if getattr(self, name) < 1:
                 raise refuse(f"{key}.{name}", getattr(self, name), "1 or more")
         if not 0 < self.held_out <= 0.5:
@@ -265,6 +265,8 @@ class TuningSpec(Record):
         for name in (*rates, "feature_weight"):
             if not getattr(self, name) >= 0:
                 raise refuse(f"{key}.{name}", getattr(self, name), "0 or more")
+        if self.first_drop is not None and not self.first_drop > 0:
+            raise refuse(f"{key}.first_drop", self.first_drop, "above 0, or null for rates as they are")
         if self.steps != 0 and not any(getattr(self, name) for name in rates):
             raise refuse(f"{key}.{rates[0]}", 0.0, f"above 0, or {rates[1]} or {rates[2]} above 0")
 
@@ -515,12 +517,13 @@ class TuningResult(Record):
     """How the last pass over the whole network went.
 
     Attributes:
-        steps: Optimisation steps that were made, in all attempts.
+        steps: Optimisation steps that were made.
         before: `KL(p_fp || p_q)` on the held-out calibration samples before it, in nats.
         after: The same with what is kept.
         accepted: Whether something of it is kept; if not, all stays as it was. If so, `after` may be above `before`,
             by no more than chance.
         seconds: Time of the pass.
+        rate_share: Factor by which all rates were lowered before the first step.
     """
 
     steps: int
@@ -528,6 +531,7 @@ class TuningResult(Record):
     after: float
     accepted: bool
     seconds: float
+    rate_share: float = 1.0
 
 
 @dataclass(frozen=True)

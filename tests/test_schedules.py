@@ -14,7 +14,6 @@ from pack_ptq.schedules import (
     evaluation_steps,
     penalty_beta,
     rate_at_bits,
-    rate_of_attempt,
     rounding_rate,
 )
 from pack_ptq.types import ReconstructionSpec
@@ -90,7 +89,3 @@ def test_tuning_rates_fall_with_the_square_of_the_variance_of_the_rounding_error
     assert [rate_at_bits(bits) for bits in (2, 3)] == [1, 1]
     assert rate_at_bits(4) == pytest.approx((7 / 15) ** 4)
     assert all(rate_at_bits(bits + 1) < rate_at_bits(bits) for bits in range(3, 8))
-
-
-def test_rates_of_attempts() -> None:
-    assert [rate_of_attempt(attempt) for attempt in range(3)] == pytest.approx([1, 0.3, 0.09])

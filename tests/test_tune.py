@@ -24,7 +24,9 @@ from pack_ptq.types import QuantizerSpec, TuningResult, TuningSpec
 
 PLACE = Workplace(hardware=Hardware("cpu"))
 FEATURES = 8 * 6 * 6  # what the head of the small network reads of a sample
-SPEC = TuningSpec(steps=40, batch_size=16, weight_scale_lr=3e-3, activation_scale_lr=3e-3, bias_lr=3e-3, attempts=1)
+SPEC = TuningSpec(
+    steps=40, batch_size=16, weight_scale_lr=3e-3, activation_scale_lr=3e-3, bias_lr=3e-3, first_drop=None
+)
 
 
 def put_nearest_codes(chain: Chain) -> Chain:
@@ -100,6 +102,17 @@ def test_each_kind_can_stay(hard_chain: Chain, batches: list[Tensor], small_reci
     assert result.accepted
     moved = {name.split(".", name.count(".") - 1)[-1] for name in changed(hard_chain, chain)}
     assert moved == {*kind.values(), "layer.bias"} - {kind.get(rate, "layer.bias")}
+
+
+@pytest.mark.parametrize("rate", [1.0, 1e3])
+def test_rates_beyond_reason_are_lowered(
+    hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe, rate: float
+) -> None:
+    rates = dict.fromkeys(("weight_scale_lr", "activation_scale_lr", "bias_lr"), rate)
+    _, result = run(hard_chain, batches, with_tuning(small_recipe, first_drop=0.3, **rates))
+    assert result.accepted
+    assert result.rate_share < 0.3 / rate
+    assert result.after < 0.9 * result.before
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e30])
@@ -337,49 +350,6 @@ def test_the_best_iterate_is_kept(
         assert torch.equal(layer.bias, bias)
     assert bool(changed(hard_chain, chain)) == (best > 0)
     assert not any(parameter.requires_grad for parameter in chain.network.parameters())
-
-
-@pytest.mark.parametrize(
-    ("divergences", "attempts", "best"),
-    [
-        ([4.0, 5.0, 3.0], 1, 2),  # some of the first attempt is better than the start
-        ([4.0, 5.0, 4.0, 3.0, 2.0], 2, 4),
-        ([4.0, 5.0, 7.0, 5.0, 4.5, 4.4, 3.0], 3, 6),
-        ([4.0, 5.0, 7.0, 5.0, 6.0, 7.0, 4.0], 3, 6),  # as good as the start, and there is no fourth
-        ([4.0, 9.0, 7.0, 5.0, 6.0, 7.0, NAN], 3, 0),
-    ],
-)
-def test_it_begins_anew_with_lower_rates_while_nothing_is_mended(
-    divergences: list[float], attempts: int, best: int, hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe,
-    monkeypatch: pytest.MonkeyPatch, drawn: list[Tensor],
-) -> None:  # fmt: skip
-    found = scripted(monkeypatch, divergences)
-    rates: list[list[float]] = []
-    starts: list[tuning.Learned] = []
-    original = tuning.NetworkTuning.configure_optimizers
-
-    def configure_optimizers(module: Any) -> Any:
-        starts.append(module.learned())
-        configured = original(module)
-        rates.append([group["initial_lr"] for group in configured["optimizer"].param_groups])
-        return configured
-
-    monkeypatch.setattr(tuning.NetworkTuning, "configure_optimizers", configure_optimizers)
-    chain, result = run(hard_chain, batches, with_tuning(small_recipe, steps=4, evaluations=2, attempts=3))
-    assert result.steps == len(drawn) == 4 * attempts
-    assert len(rates) == attempts
-    for attempt, each in enumerate(rates):
-        assert each == pytest.approx([0.3**attempt * rate for rate in rates[0]])
-        assert same(starts[attempt], found[0]), "from the start"
-    assert (result.before, result.after) == pytest.approx((4.0, divergences[best]))
-    assert result.accepted == (best > 0)
-    learned = [layer.weight_quantizer.scale for layer in chain.layers.values()]
-    assert all(torch.equal(scale, weights[0]) for scale, weights in zip(learned, found[best][0], strict=True))
-
-
-def same(a: tuning.Learned, b: tuning.Learned) -> bool:
-    scales = all(torch.equal(x[0], y[0]) and torch.equal(x[1], y[1]) for x, y in zip(a[0], b[0], strict=True))
-    return scales and all(torch.equal(x["scale"], y["scale"]) for x, y in zip(a[1], b[1], strict=True))
 
 
 def test_memory_mapped_cache_changes_nothing(

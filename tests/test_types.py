@@ -146,7 +146,7 @@ def test_steps_come_from_the_budget_unless_given() -> None:
         ("views", [0, -1]),
         ("held_out", [0.0, -0.1, 0.51, float("nan")]),
         ("evaluations", [0]),
-        ("attempts", [0, -1]),
+        ("first_drop", [0.0, -0.3, float("nan")]),
         ("weight_scale_lr", [-1e-3, float("nan")]),
         ("activation_scale_lr", [-1e-3, float("nan")]),
         ("bias_lr", [-1e-3, float("nan")]),

@@ -1,6 +1,6 @@
 """A last pass over the whole network: scales and biases are fitted to its own full-precision outputs."""
 
-import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import lightning as L
@@ -9,12 +9,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from pack_ptq.cache import Storage
+from pack_ptq.distributed import all_reduce
 from pack_ptq.errors import refuse
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
 from pack_ptq.losses import kl_from_full_precision
 from pack_ptq.modules.pack_data import PackData
-from pack_ptq.schedules import cosine_to_zero, rate_at_bits, rate_of_attempt
+from pack_ptq.schedules import cosine_to_zero, rate_at_bits
 from pack_ptq.types import Recipe, TuningSpec
 
 Learned = tuple[list[tuple[Tensor, Tensor | None]], list[dict[str, Tensor]]]
@@ -90,12 +91,12 @@ class NetworkTuning(L.LightningModule):
         spec: Settings.
         steps: Number of optimisation steps, which the schedule spans.
         bits: The recipe's bits of weights, by which the rates of weight scales and biases fall.
-        attempt: How many passes were made before, by which all rates fall, from the same start.
     """
 
-    def __init__(self, chain: Chain, spec: TuningSpec, steps: int, bits: int = 3, attempt: int = 0) -> None:
+    def __init__(self, chain: Chain, spec: TuningSpec, steps: int, bits: int = 3) -> None:
         super().__init__()
-        self.chain, self.spec, self.steps, self.bits, self.attempt = chain, spec, steps, bits, attempt
+        self.chain, self.spec, self.steps, self.bits = chain, spec, steps, bits
+        self.rate_share = 1.0
         self.layers = list(chain.layers.values())
         self.quantizers = list(dict.fromkeys(chain.quantizers.values()))
         self.borrowed = nn.ModuleList(chain.operations)  # by which Lightning and DDP see the variables
@@ -107,20 +108,45 @@ class NetworkTuning(L.LightningModule):
             quantizer.learn(spec.activation_scale_lr > 0)
         switch(chain.operations, "hard", activations=True)
 
-    @property
-    def steps_before(self) -> int:
-        """How many steps earlier attempts have made, after which curves go on."""
-        return self.attempt * self.steps
-
     def train(self, mode: bool = True) -> "NetworkTuning":
         """Stay in evaluation mode: norms that could not be folded must not move."""
         return super().train(False)
 
+    def limit_rates(self, batches: Iterable[tuple[Tensor, ...]]) -> None:
+        """Lower all rates by one factor until the first step promises no more than `first_drop` of the loss.
+
+        Adam's first step moves every variable by its rate against the sign of its gradient, so that in first order the
+        loss falls by `sum rate |gradient|`. Not below 0, though: what promises more goes too far (as in Polyak's step
+        length, `loss / |gradient|^2` for steps along the gradient).
+
+        Args:
+            batches: Of the first steps, over which losses and promises are summed.
+        """
+        if self.spec.first_drop is None:
+            return
+        variables, rates = zip(*self._rates(), strict=True)
+        sums = torch.zeros(2, dtype=torch.float64)
+        for batch in batches:
+            loss = self.training_step(batch, 0)["loss"]
+            gradients = torch.autograd.grad(loss, variables, allow_unused=True)
+            falls = [rate * g.abs().sum().item() for rate, g in zip(rates, gradients, strict=True) if g is not None]
+            sums += torch.tensor([loss.item(), sum(falls)], dtype=torch.float64)
+        loss, promised = all_reduce(sums).tolist()
+        limit = self.spec.first_drop * loss
+        if promised > limit:
+            self.rate_share = limit / promised
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One Adam whose rates are relative to the size of each variable and fall as a cosine."""
+        groups = [{"params": [variable], "lr": self.rate_share * rate} for variable, rate in self._rates()]
+        optimizer = torch.optim.Adam(groups)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_to_zero(step, self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _rates(self) -> list[tuple[Tensor, float]]:
+        """Give what is fitted, each variable once, and its first rate before `limit_rates`."""
         groups: dict[int, tuple[Tensor, float]] = {}
-        share = rate_of_attempt(self.attempt)
-        factor = share * rate_at_bits(self.bits)
+        factor = rate_at_bits(self.bits)
         for layer in self.layers:
             if layer.weight_quantizer.log_factor is not None:
                 groups[id(layer.weight_quantizer)] = (
@@ -131,11 +157,9 @@ class NetworkTuning(L.LightningModule):
                 size = layer.bias.detach().square().mean().sqrt().item()
                 groups[id(layer.bias)] = (layer.bias, factor * self.spec.bias_lr * size)
         for quantizer in self.quantizers:
-            rate = share * self.spec.activation_scale_lr * quantizer.scale.item()
+            rate = self.spec.activation_scale_lr * quantizer.scale.item()
             groups |= {id(variable): (variable, rate) for variable in quantizer.variables}
-        optimizer = torch.optim.Adam([{"params": [variable], "lr": rate} for variable, rate in groups.values()])
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_to_zero(step, self.steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return list(groups.values())
 
     def training_step(self, batch: tuple[Tensor, ...], index: int) -> dict[str, Tensor]:
         """Give the loss, and as a part of it the divergence from the outputs that are fitted to."""
@@ -171,7 +195,7 @@ class NetworkTuning(L.LightningModule):
 
     def end(self, kept: Learned) -> None:
         """Keep one of the iterates that `learned` gave, as plain numbers."""
-        weights, activations = copy.deepcopy(kept)  # what is put in place, another attempt moves
+        weights, activations = kept
         for layer, (scale, bias) in zip(self.layers, weights, strict=True):
             device = layer.weight.device
             layer.weight_quantizer.end_tuning(scale.to(device))

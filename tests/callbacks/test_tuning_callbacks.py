@@ -17,12 +17,12 @@ NAN = float("nan")
 def test_tuning_shows_where_it_stands() -> None:
     points: list[tuple[dict[str, float], int]] = []
     logger = SimpleNamespace(log_metrics=lambda metrics, step: points.append((metrics, step)))
-    module: Any = SimpleNamespace(steps=24, steps_before=48)
+    module: Any = SimpleNamespace(steps=24)
     for trainer in (SimpleNamespace(logger=None), SimpleNamespace(logger=logger)):
         for step in range(24):
             outputs = {"loss": torch.tensor(9.0), "divergence": torch.tensor(step / 8)}
             TuningMonitor().on_train_batch_end(trainer, module, outputs, None, step)  # type: ignore[arg-type]
-    assert points == [({"tuning/divergence": step / 8}, 48 + step) for step in (0, 10, 20, 23)]
+    assert points == [({"tuning/divergence": step / 8}, step) for step in (0, 10, 20, 23)]
 
 
 def judged(points: list[tuple[dict[str, float], int]], rows: list[list[float]], scales: list[float]) -> KeepBestTuning:
@@ -35,9 +35,7 @@ def judged(points: list[tuple[dict[str, float], int]], rows: list[list[float]], 
         state.seen += 1
         return torch.tensor(next(found), dtype=torch.float64)
 
-    module: Any = SimpleNamespace(
-        quantizers=[state], divergences=divergences, learned=lambda: state.seen, steps_before=10
-    )
+    module: Any = SimpleNamespace(quantizers=[state], divergences=divergences, learned=lambda: state.seen)
     trainer: Any = SimpleNamespace(
         logger=SimpleNamespace(log_metrics=lambda metrics, step: points.append((metrics, step)))
     )
@@ -55,29 +53,7 @@ def test_iterates_are_shown_and_those_without_sense_are_never_kept() -> None:
     assert best.start.mean == 4
     assert (best.chosen().mean, best.chosen().learned) == (2, 4), "not the one with a scale below 0, nor no number"
     key = "tuning/held_out_divergence"
-    assert points[:3] == [({key: 3.0}, 11), ({key: 1.0}, 13), ({key: 2.0}, 15)]
-
-
-@pytest.mark.parametrize(
-    ("rows", "scales", "lowered"),
-    [
-        ([[4.0, 4.0], [5.0, 2.9], [5.0, 5.0]], [1, 1, 1], True),
-        ([[4.0, 4.0], [5.0, 3.0], [5.0, 5.0]], [1, 1, 1], False),
-        ([[4.0, 4.0], [1.0, 1.0], [NAN, 1.0]], [1, -1, 1], False),
-        ([[NAN, 4.0], [1.0, 1.0]], [1, 1], False),
-    ],
-)
-def test_what_lowers_the_divergence_is_sound_and_below_the_start(
-    rows: list[list[float]], scales: list[float], lowered: bool
-) -> None:
-    assert judged([], rows, scales).lowered == lowered
-
-
-def test_later_attempts_are_judged_beside_the_first() -> None:
-    best = judged([], [[4.0, 4.0], [5.0, 5.0], [3.0, 3.0]], [1, 1, 1])
-    module: Any = SimpleNamespace(divergences=None)
-    best.begin(module)
-    assert (best.start.mean, best.chosen().mean) == (4, 3)
+    assert points[:3] == [({key: 3.0}, 1), ({key: 1.0}, 3), ({key: 2.0}, 5)]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pack_ptq.cache import MemoryBudget, fill
 from pack_ptq.errors import UserError
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.switch import switch
+from pack_ptq.modules import tuning
 from pack_ptq.modules.tuning import NetworkData, NetworkTuning, averaged_over_views, check_tuning
 from pack_ptq.types import Recipe, TuningSpec
 
@@ -116,6 +117,49 @@ def test_rates_are_relative_and_fall_as_a_cosine(hard_chain: Chain) -> None:
             rel=1e-6,
             abs=1e-12,
         )
+
+
+@pytest.mark.parametrize("first_drop", [0.3, 0.01])
+def test_limited_rates_promise_a_share_of_the_loss(hard_chain: Chain, samples: Tensor, first_drop: float) -> None:
+    """The promise is that of the step which Adam makes: what it moves, times the gradient."""
+    data = data_for(hard_chain, samples)
+    module = module_for(hard_chain, weight_scale_lr=0.2, first_drop=first_drop)
+    batch = data.rows(torch.arange(16))
+    module.limit_rates([batch])
+    assert 0 < module.rate_share < 1
+    optimizer = module.configure_optimizers()["optimizer"]  # type: ignore[index]
+    variables = [group["params"][0] for group in optimizer.param_groups]
+    before = [variable.detach().clone() for variable in variables]
+    loss = module.training_step(batch, 0)["loss"]
+    loss.backward()
+    optimizer.step()
+    pairs = zip(variables, before, strict=True)
+    promise = sum(((old - new.detach()) * new.grad).sum().item() for new, old in pairs if new.grad is not None)
+    assert promise == pytest.approx(first_drop * loss.item(), rel=1e-2)
+
+
+def test_rates_that_promise_little_stay(hard_chain: Chain, samples: Tensor) -> None:
+    batch = data_for(hard_chain, samples).rows(torch.arange(16))
+    for settings in ({"first_drop": None, "weight_scale_lr": 0.2}, {"first_drop": 1e6}):
+        module = module_for(hard_chain, **settings)
+        module.limit_rates([batch])
+        assert module.rate_share == 1
+
+
+def test_losses_and_promises_are_summed_over_batches_and_processes(
+    hard_chain: Chain, samples: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = data_for(hard_chain, samples)
+    seen: list[Tensor] = []
+    monkeypatch.setattr(tuning, "all_reduce", lambda sums: seen.append(sums) or sums * torch.tensor([1, 3]))
+    batches = [data.rows(torch.arange(16)), data.rows(torch.arange(16, 48))]
+    shares = []
+    for part in (batches[:1], batches[1:], batches):
+        module = module_for(hard_chain, weight_scale_lr=0.2, first_drop=0.01)
+        module.limit_rates(part)
+        shares.append(module.rate_share)
+    torch.testing.assert_close(seen[0] + seen[1], seen[2])
+    assert shares == pytest.approx([0.01 * loss / (3 * promise) for loss, promise in torch.stack(seen).tolist()])
 
 
 def test_shared_variables_are_optimised_once(hard_chain: Chain) -> None:
