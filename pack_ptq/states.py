@@ -59,11 +59,8 @@ def put_layer_state(layer: QuantizedLayer, values: dict[str, Any]) -> None:
         weight.set_codes(values["codes"].to(device), weight.scale)
     put_quantizer_state(layer.input_quantizer, values["input"])
     layer.integer_bias = values["integer_bias"]
-    noise, mean, correction = (
-        values.get("noise"),
-        values.get("input_mean"),
-        values["correction"],
-    )  # older ones lack some
+    noise, mean = values.get("noise"), values.get("input_mean")  # older runs have neither
+    correction = values["correction"]
     layer.noise = None if noise is None else noise.to(device)
     layer.input_mean, layer.corrects_mean = None if mean is None else mean.to(device), mean is not None
     layer.correction = None if correction is None else nn.Parameter(correction.to(device), requires_grad=False)
