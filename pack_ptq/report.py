@@ -139,7 +139,7 @@ def render(report: dict[str, Any], run_dir: str) -> str:
             fate = ", no worse beyond chance"
         change = f"KL {tuning['before']:.4g} -> {tuning['after']:.4g} nats on held-out samples"
         share = tuning.get("rate_share", 1.0)  # older reports have none
-        rates = f" at {share:.2g} of the rates of weight scales and biases" if share < 1 else ""
+        rates = f" at {share:.2g} of the rates" if share < 1 else ""
         lines.append(f"tuning: {tuning['steps']} steps{rates}, {change}{fate}")
     if rejected:
         lines.append(f"kept rounded to nearest, for reconstruction ended worse: {', '.join(rejected)}")

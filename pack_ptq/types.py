@@ -232,8 +232,8 @@ class TuningSpec(Record):
             units see them.
         evaluations: How often it is; the best iterate is kept, unless the start is better by more than twice the
             standard error of the difference, or has less than half the divergence.
-        first_drop: The rates of weight scales and biases are lowered by one factor until their first step promises to
-            lower the loss by no more than this share of it, above 0; without it they stay as they are.
+        first_drop: All rates are lowered by one factor until the first step promises to lower the loss by no more than
+            this share of it, above 0; without it they stay as they are.
     """
 
     steps: int | None = None
@@ -523,7 +523,7 @@ class TuningResult(Record):
         accepted: Whether something of it is kept; if not, all stays as it was. If so, `after` may be above `before`,
             by no more than chance.
         seconds: Time of the pass.
-        rate_share: Factor by which the rates of weight scales and biases were lowered before the first step.
+        rate_share: Factor by which all rates were lowered before the first step.
     """
 
     steps: int

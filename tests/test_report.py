@@ -190,7 +190,7 @@ def test_table_tells_what_tuning_did() -> None:
     assert "\ntuning: 400 steps, KL 0.26 -> 0.19 nats on held-out samples\n" in table
     assert "reconstruction 3.0, tuning 7.0, total 6.5" in table
     slower = render(report(tuning=tuning | {"rate_share": 0.123}, seconds=seconds), "")
-    assert "\ntuning: 400 steps at 0.12 of the rates of weight scales and biases, KL 0.26 -> 0.19 nats" in slower
+    assert "\ntuning: 400 steps at 0.12 of the rates, KL 0.26 -> 0.19 nats" in slower
     assert "of the rates" not in render(report(tuning=tuning | {"rate_share": 1.0}, seconds=seconds), "")
     tuning |= {"after": 0.27}
     assert "KL 0.26 -> 0.27 nats on held-out samples, no worse beyond chance" in render(

@@ -108,7 +108,8 @@ def test_each_kind_can_stay(hard_chain: Chain, batches: list[Tensor], small_reci
 def test_rates_beyond_reason_are_lowered(
     hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe, rate: float
 ) -> None:
-    _, result = run(hard_chain, batches, with_tuning(small_recipe, first_drop=0.3, weight_scale_lr=rate, bias_lr=rate))
+    rates = dict.fromkeys(("weight_scale_lr", "activation_scale_lr", "bias_lr"), rate)
+    _, result = run(hard_chain, batches, with_tuning(small_recipe, first_drop=0.3, **rates))
     assert result.accepted
     assert result.rate_share < 0.3 / rate
     assert result.after < 0.9 * result.before

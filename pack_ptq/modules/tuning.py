@@ -113,20 +113,18 @@ class NetworkTuning(L.LightningModule):
         return super().train(False)
 
     def limit_rates(self, batches: Iterable[tuple[Tensor, ...]]) -> None:
-        """Lower the rates of weight scales and biases until their first step promises `first_drop` of the loss or less.
+        """Lower all rates by one factor until the first step promises no more than `first_drop` of the loss.
 
         Adam's first step moves every variable by its rate against the sign of its gradient, so that in first order the
         loss falls by `sum rate |gradient|`. Not below 0, though: what promises more goes too far (as in Polyak's step
-        length, `loss / |gradient|^2` for steps along the gradient). Activation scales promise next to nothing, so
-        their rates stay.
+        length, `loss / |gradient|^2` for steps along the gradient).
 
         Args:
             batches: Of the first steps, over which losses and promises are summed.
         """
-        limited = self._weight_rates()
-        if self.spec.first_drop is None or not limited:
+        if self.spec.first_drop is None:
             return
-        variables, rates = zip(*limited, strict=True)
+        variables, rates = zip(*self._rates(), strict=True)
         sums = torch.zeros(2, dtype=torch.float64)
         for batch in batches:
             loss = self.training_step(batch, 0)["loss"]
@@ -140,33 +138,28 @@ class NetworkTuning(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One Adam whose rates are relative to the size of each variable and fall as a cosine."""
-        rates = [(variable, self.rate_share * rate) for variable, rate in self._weight_rates()]
-        rates += self._activation_rates()
-        groups = [{"params": [variable], "lr": rate} for variable, rate in rates]
+        groups = [{"params": [variable], "lr": self.rate_share * rate} for variable, rate in self._rates()]
         optimizer = torch.optim.Adam(groups)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_to_zero(step, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _weight_rates(self) -> list[tuple[Tensor, float]]:
-        """Give weight scales and biases, each once, and their first rates before `limit_rates`."""
-        rates: dict[int, tuple[Tensor, float]] = {}
+    def _rates(self) -> list[tuple[Tensor, float]]:
+        """Give what is fitted, each variable once, and its first rate before `limit_rates`."""
+        groups: dict[int, tuple[Tensor, float]] = {}
         factor = rate_at_bits(self.bits)
         for layer in self.layers:
-            scale = layer.weight_quantizer.log_factor
-            if scale is not None:
-                rates[id(scale)] = (scale, factor * self.spec.weight_scale_lr)
+            if layer.weight_quantizer.log_factor is not None:
+                groups[id(layer.weight_quantizer)] = (
+                    layer.weight_quantizer.log_factor,
+                    factor * self.spec.weight_scale_lr,
+                )
             if layer.bias is not None and layer.bias.requires_grad:
                 size = layer.bias.detach().square().mean().sqrt().item()
-                rates[id(layer.bias)] = (layer.bias, factor * self.spec.bias_lr * size)
-        return list(rates.values())
-
-    def _activation_rates(self) -> list[tuple[Tensor, float]]:
-        """Give what is learned of activations, each once, and its first rate."""
-        rates: dict[int, tuple[Tensor, float]] = {}
+                groups[id(layer.bias)] = (layer.bias, factor * self.spec.bias_lr * size)
         for quantizer in self.quantizers:
             rate = self.spec.activation_scale_lr * quantizer.scale.item()
-            rates |= {id(variable): (variable, rate) for variable in quantizer.variables}
-        return list(rates.values())
+            groups |= {id(variable): (variable, rate) for variable in quantizer.variables}
+        return list(groups.values())
 
     def training_step(self, batch: tuple[Tensor, ...], index: int) -> dict[str, Tensor]:
         """Give the loss, and as a part of it the divergence from the outputs that are fitted to."""
