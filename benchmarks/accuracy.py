@@ -1,4 +1,4 @@
-"""Compare recipes on shipped configurations, with the project's own weights and samples; the tables of README and docs/results.md.
+"""Compare recipes on shipped configurations, with the project's own weights and samples; the tables of docs/results.md.
 
 python benchmarks/accuracy.py --configs cifar10/resnet20_w3a3 --recipes none qdrop --out runs/accuracy [any key]
 
