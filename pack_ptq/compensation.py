@@ -13,7 +13,7 @@ from pack_ptq.modules.rank_search import InTurns, RankSearch, split_rows
 from pack_ptq.quant.layers import QuantizedLayer
 from pack_ptq.quant.low_rank import LowRankCandidates, ranks_below
 from pack_ptq.trainers import make_trainer
-from pack_ptq.types import QuantizerSpec, ReconstructionSpec
+from pack_ptq.types import LowRankSpec, QuantizerSpec, ReconstructionSpec
 from pack_ptq.views import derived_seed
 from pack_ptq.workplace import Workplace
 
@@ -21,6 +21,14 @@ from pack_ptq.workplace import Workplace
 def linear_layers(part: Part) -> dict[str, QuantizedLayer]:
     """Give the layers that can be compensated, by path."""
     return {path: layer for path, layer in part.layers.items() if isinstance(layer.layer, nn.Linear)}
+
+
+def low_rank_candidates(part: Part, spec: LowRankSpec, generator: torch.Generator) -> dict[str, LowRankCandidates]:
+    """Give each linear layer candidates of the ranks that are smaller than it, by path; the generator draws them."""
+    return {
+        path: LowRankCandidates(layer.weight, ranks_below(tuple(layer.weight.shape), spec.ranks), generator)
+        for path, layer in linear_layers(part).items()
+    }
 
 
 def compensate(
@@ -47,10 +55,7 @@ def compensate(
     """
     low_rank, seed = spec.low_rank, place.seed
     generator = torch.Generator().manual_seed(derived_seed(seed, "low rank"))
-    candidates = {
-        path: LowRankCandidates(layer.weight, ranks_below(tuple(layer.weight.shape), low_rank.ranks), generator)
-        for path, layer in linear_layers(part).items()
-    }
+    candidates = low_rank_candidates(part, low_rank, generator)
 
     def fit(steps: int, batches: IterableDataset, name: str) -> None:
         module = RankSearch(part, candidates, low_rank, steps, derived_seed(seed, name, "drop path"))
