@@ -17,7 +17,6 @@ from pack_ptq.quant.layers import QuantizedLayer
 
 AMPLITUDES = tuple(step / 10 for step in range(21))  # of the noise, over the input's scale
 SAMPLES = 32
-BATCH = 16
 
 
 @torch.no_grad()
@@ -44,8 +43,7 @@ def add_noise(part: Part, data: PackData, seed: int) -> None:
         drawn = all_reduce(drawn if world()[0] == 0 else torch.zeros_like(drawn)).to(codes.scale)
         candidates = [amplitude * codes.scale * drawn for amplitude in AMPLITUDES]
         errors = torch.zeros(len(candidates), dtype=torch.float64)
-        for start in range(0, min(SAMPLES, len(data.target)), BATCH):
-            x = data.rows(slice(start, min(start + BATCH, SAMPLES, len(data.target))))[1]
+        for x in data.first_inputs(SAMPLES):
             with quantized(part.operations, "nearest"):
                 for read in layer_inputs(part, x)[index]:
                     errors += _errors(layer, read, candidates)

@@ -16,7 +16,6 @@ from pack_ptq.types import ReconstructionSpec
 
 BIAS_LR = 0.01
 SAMPLES = 64
-BATCH = 16
 
 
 class _Errors:
@@ -73,9 +72,8 @@ def correct_biases(part: Part, data: PackData) -> list[float]:
     for layer in layers:
         layer.correction = None
     errors = [_Errors(layer) for layer in layers]
-    for start in range(0, min(SAMPLES, len(data.target)), BATCH):
+    for x in data.first_inputs(SAMPLES):
         with quantized(part.operations, "nearest"):
-            x = data.rows(slice(start, min(start + BATCH, SAMPLES, len(data.target))))[1]
             for error, inputs in zip(errors, layer_inputs(part, x), strict=True):
                 for read in inputs:
                     error.see(read)

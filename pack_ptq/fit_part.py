@@ -1,4 +1,4 @@
-"""Fit one part to its cached activations: noise and low-rank compensation, if wanted, then roundings and scales."""
+"""Fit one part to its cached activations: what comes before roundings, if wanted, then roundings and scales."""
 
 from dataclasses import dataclass, replace
 
@@ -10,6 +10,7 @@ from pack_ptq.bias_correction import bias_rate, correct_biases
 from pack_ptq.callbacks.curriculum import Curriculum
 from pack_ptq.callbacks.keep_best import KeepBest
 from pack_ptq.callbacks.monitor import ReconstructionMonitor
+from pack_ptq.column_rounding import start_by_columns
 from pack_ptq.compensation import compensate, linear_layers
 from pack_ptq.graph.part import Part
 from pack_ptq.graph.switch import quantized
@@ -49,16 +50,19 @@ def fit_part(part: Part, data: PackData, recipe: Recipe, place: Workplace) -> Ou
     spec = recipe.reconstruction
     if recipe.activation_noise == "searched":
         add_noise(part, data, derived_seed(place.seed, "noise"))
-    if not spec.low_rank.search_steps or not linear_layers(part):
+    is_compensated = spec.low_rank.search_steps > 0 and bool(linear_layers(part))
+    if not is_compensated and spec.start == "weights":
         return _fit_rounding(part, data, recipe, place)
     nearest = Snapshot.of(part)
     with quantized(part.operations, "nearest"):
         nearest_loss = output_error(part.run, data)
-    ranks = compensate(part, data, spec, recipe.weight, place)
+    ranks = compensate(part, data, spec, recipe.weight, place) if is_compensated else {}
+    if spec.start == "gptq":
+        start_by_columns(part, data)
     fitted = _fit_rounding(part, data, recipe, place)
     for layer in part.layers.values():
-        layer.compensation = None  # the codes carry it
-    steps = fitted.steps + spec.low_rank.search_steps + spec.low_rank.fit_steps
+        layer.compensation = layer.start = None  # the codes carry them
+    steps = fitted.steps + (spec.low_rank.search_steps + spec.low_rank.fit_steps if is_compensated else 0)
     if fitted.final_loss < nearest_loss:
         return Outcome(nearest_loss, fitted.final_loss, True, steps, ranks)
     nearest.put_back(part)
@@ -66,7 +70,7 @@ def fit_part(part: Part, data: PackData, recipe: Recipe, place: Workplace) -> Ou
 
 
 def _fit_rounding(part: Part, data: PackData, recipe: Recipe, place: Workplace) -> Outcome:
-    """Fit the rounding of the weights as they are compensated, and the scales."""
+    """Fit the rounding of the weights from where it begins, and the scales."""
     steps = recipe.steps
     spec = replace(recipe.reconstruction, bias_lr=bias_rate(part, recipe.reconstruction))
     errors = correct_biases(part, data) if spec.bias_lr and steps else []

@@ -34,7 +34,7 @@ class Snapshot:
             if quantizer.rounding is not None:
                 codes, scale = quantizer.hardened()
             else:
-                codes, scale = quantizer.nearest_codes(layer.compensated_weight), quantizer.scale
+                codes, scale = quantizer.nearest_codes(layer.rounded_weight), quantizer.scale
             weights.append((codes, scale, quantizer.zero_point))
             correction = layer.whole_correction(dequantize(codes, scale, quantizer.zero_point))
             corrections.append(None if correction is None else correction.detach().clone())

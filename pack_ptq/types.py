@@ -157,6 +157,9 @@ class ReconstructionSpec(Record):
         granularity: What is fitted at once: a whole `pack`, or its layers one after the other, each with all `steps`
             (AdaRound, arXiv 2004.10568).
         low_rank: Compensation of linear layers before their weights are rounded.
+        start: Where roundings begin: at the `weights` themselves, or where `gptq` leaves them, each input's weights
+            making up for the rounding of those before (arXiv 2210.17323). Without steps the codes are those. Layers
+            with more than 8192 weights for an output channel, and transposed convolutions, begin at their weights.
         curriculum: Share of the samples, those of the lowest loss, that the first batches are drawn from; it grows
             linearly to all of them (AIQViT, METHOD A4). In (0, 1]; if not given, all batches are drawn from all.
         bias_lr: Adam's first rate for corrections of biases, relative to the root mean square of their layer's output
@@ -179,6 +182,7 @@ class ReconstructionSpec(Record):
     loss: Literal["mse", "fisher"] = "mse"
     granularity: Literal["pack", "layer"] = "pack"
     low_rank: LowRankSpec = field(default_factory=LowRankSpec)
+    start: Literal["weights", "gptq"] = "weights"
     curriculum: float | None = None
     bias_lr: float | None = None
 
@@ -190,6 +194,7 @@ class ReconstructionSpec(Record):
         """
         _check_choice(f"{key}.loss", self.loss, ("mse", "fisher"))
         _check_choice(f"{key}.granularity", self.granularity, ("pack", "layer"))
+        _check_choice(f"{key}.start", self.start, ("weights", "gptq"))
         self.low_rank.check(f"{key}.low_rank")
         if self.curriculum is not None and not 0 < self.curriculum <= 1:
             raise refuse(f"{key}.curriculum", self.curriculum, "above 0 and at most 1")

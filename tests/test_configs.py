@@ -67,7 +67,7 @@ def test_every_config_is_read_and_checks(name):
 
 def test_recipes_of_the_comparison_are_there():
     names = {name.removeprefix("recipes/") for name in RECIPES}
-    assert names >= {"rtn", "adaround", "brecq", "qdrop", "pack_ptq_paper", "pack_ptq_release", "default"}
+    assert names >= {"rtn", "gptq", "adaround", "brecq", "qdrop", "pack_ptq_paper", "pack_ptq_release", "default"}
     assert names >= {"aiqvit", "pack_ptq_vit", "aiqvit_pack_ptq", "qdrop_vit", "noisyquant"}
 
 
@@ -85,7 +85,7 @@ def test_a_recipe_states_only_the_method_and_states_it_whole(name):
     # Effort is the user's choice, and the penalty's weight belongs to the network.
     free = {"steps", "evaluations", "cache_bytes", "penalty_weight"}
     own = {field.name for field in fields(ReconstructionSpec)} - free
-    assert set(fit) == {"steps"} if fit.get("steps") == 0 else set(fit) == own
+    assert set(fit) == {"steps", "start"} if fit.get("steps") == 0 else set(fit) == own
     last = content["recipe"]["tuning"]
     assert set(last) == ({"steps"} if last["steps"] == 0 else {field.name for field in fields(TuningSpec)})
 
@@ -105,9 +105,11 @@ def test_a_recipe_replaces_the_method_and_keeps_the_network(network, name):
     assert (type(composed.packing), composed.packing.__dict__) == (type(other.packing), other.packing.__dict__)
 
 
-def test_methods_of_others_leave_biases_to_their_own_corrections():
-    corrected = {name for name in RECIPES if chosen_by("digits_w3a3", name).recipe.bias_correction != "none"}
+def test_each_recipe_has_the_parts_of_its_own_method():
+    chosen = {name: chosen_by("digits_w3a3", name).recipe for name in RECIPES}
+    corrected = {name for name, recipe in chosen.items() if recipe.bias_correction != "none"}
     assert corrected == {f"recipes/{name}" for name in ("fast", "default", "mixed", "best")}
+    assert [name for name, recipe in chosen.items() if recipe.reconstruction.start == "gptq"] == ["recipes/gptq"]
 
 
 def test_the_default_recipe_is_what_is_done_if_nothing_is_set():
@@ -137,7 +139,8 @@ def test_two_steps_of_every_recipe_on_digits(name, tmp_path):
     assert {unit["steps"] for unit in report["reconstruction"]} == expected, "of single layers, in all"
     assert (report["tuning"] is not None) == is_tuned
     if not steps and recipe["activation_noise"] == "none":
-        assert report["metrics"]["quantized"] == report["metrics"]["rounded_to_nearest"]
+        is_nearest = report["fidelity"]["quantized"] == report["fidelity"]["rounded_to_nearest"]
+        assert is_nearest == (fit["start"] == "weights")
 
 
 def test_noisyquant_on_the_embedded_transformer(tmp_path):

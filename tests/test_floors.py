@@ -35,6 +35,7 @@ FLOORS = [
     [
         "activation_noise",
         "bias_correction",
+        "column_rounding",
         "compensation",
         "fit_layers",
         "fit_part",

@@ -1,5 +1,6 @@
 """What a fit of a part goes by: cached inputs, targets and weights of the error."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -27,6 +28,11 @@ class PackData:
         """Give the three tensors of some rows, and the weight if there is one."""
         rows = self.full_input.rows(index), self.quantized_input.rows(index), self.target.rows(index)
         return rows if self.weight is None else (*rows, self.weight.rows(index))
+
+    def first_inputs(self, samples: int) -> Iterator[Tensor]:
+        """Give the quantized inputs of the first samples, as far as there are so many, 16 at a time."""
+        count = min(samples, len(self.target))
+        return (self.quantized_input.rows(slice(start, min(start + 16, count))) for start in range(0, count, 16))
 
     def close(self) -> None:
         """Give the memory back."""

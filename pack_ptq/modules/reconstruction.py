@@ -45,7 +45,7 @@ class PackReconstruction(L.LightningModule):
         self.last_penalty = 0.0
         self._own: torch.Generator | None = None
         for layer in self.layers:
-            layer.weight_quantizer.begin_fit(layer.compensated_weight, learn_scale=spec.weight_scale_lr > 0)
+            layer.weight_quantizer.begin_fit(layer.rounded_weight, learn_scale=spec.weight_scale_lr > 0)
             if layer.correction is not None:
                 layer.correction.requires_grad_(bool(spec.bias_lr))
         for quantizer in self.quantizers:

@@ -35,6 +35,8 @@ class QuantizedLayer(nn.Module):
 
     Attributes:
         compensation: Added to the weight before it is quantized, if anything; the full-precision layer lacks it.
+        start: Where roundings of the weight begin: its nearest codes stand for those of the weight. If not given, the
+            compensated weight.
         trial: Weight to compute with as it is, while one is looked for.
         inputs: Takes what the layer reads at every call, if it is to be kept.
         correction: Added to the bias where the weight is quantized, if anything, shape (output channels,).
@@ -51,6 +53,7 @@ class QuantizedLayer(nn.Module):
     """
 
     compensation: Tensor | None
+    start: Tensor | None
     noise: Tensor | None
     input_mean: Tensor | None
 
@@ -60,6 +63,7 @@ class QuantizedLayer(nn.Module):
         self.weight_quantizer = WeightQuantizer(channel_axis=1 if isinstance(layer, TRANSPOSED) else 0)
         self.input_quantizer = input_quantizer
         self.register_buffer("compensation", None, persistent=False)
+        self.register_buffer("start", None, persistent=False)
         self.register_buffer("noise", None, persistent=False)
         self.register_buffer("input_mean", None, persistent=False)
         self.seen = InputMean(layer)
@@ -92,8 +96,13 @@ class QuantizedLayer(nn.Module):
 
     @property
     def compensated_weight(self) -> Tensor:
-        """The weight that is quantized."""
+        """The weight that the codes are to stand for."""
         return self.weight if self.compensation is None else self.weight + self.compensation
+
+    @property
+    def rounded_weight(self) -> Tensor:
+        """What is rounded to codes."""
+        return self.compensated_weight if self.start is None else self.start
 
     @property
     def bias(self) -> Tensor | None:
@@ -126,7 +135,7 @@ class QuantizedLayer(nn.Module):
         parameters = {"weight": self.weight if self.trial is None else self.trial}
         bias = self.bias
         if is_quantized:
-            parameters["weight"] = weight = self.weight_quantizer(self.compensated_weight)
+            parameters["weight"] = weight = self.weight_quantizer(self.rounded_weight)
             bias = self.corrected_bias(weight)
         if noise is not None:
             added = parameters["weight"] @ noise
