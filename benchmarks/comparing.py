@@ -36,4 +36,6 @@ def compare(chosen: argparse.Namespace, recipes: Sequence[str], keys: Sequence[s
     for config in chosen.configs:
         command = [sys.executable, "-m", "pack_ptq", "compare", "--recipes", *recipes, "--seeds", *chosen.seeds]
         command += [f"--out={chosen.out / config.replace('/', '-')}", "--config", config, *asset_keys(config), *keys]
-        subprocess.run(command, check=True)
+        status = subprocess.run(command, check=False).returncode
+        if status:
+            sys.exit(status)  # it has said why
