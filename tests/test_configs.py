@@ -141,6 +141,8 @@ def test_two_steps_of_every_recipe_on_digits(name, tmp_path):
     if not steps and recipe["activation_noise"] == "none":
         is_nearest = report["fidelity"]["quantized"] == report["fidelity"]["rounded_to_nearest"]
         assert is_nearest == (fit["start"] == "weights")
+        if fit["start"] == "weights":
+            assert report["metrics"]["quantized"] == report["metrics"]["rounded_to_nearest"]
 
 
 def test_noisyquant_on_the_embedded_transformer(tmp_path):

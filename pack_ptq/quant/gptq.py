@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pack_ptq.quant.affine import Limits
+from pack_ptq.quant.input_mean import by_channel
 
 DAMPING = 0.01  # of the mean square of the inputs, added to the square of each, as published
 COLUMNS = 128  # whose errors are carried on to the rest at once
@@ -29,10 +30,8 @@ def multiplied(layer: nn.Module, x: Tensor) -> Tensor:
     parameters = {"weight": identity.repeat(groups, *[1] * (weight.ndim - 1))}
     if layer.bias is not None:
         parameters["bias"] = x.new_zeros(groups * columns)
-    found = functional_call(layer, parameters, (x,))
-    places = len(getattr(layer, "kernel_size", ()))
-    rows = found.movedim(found.ndim - 1 - places, -1).reshape(-1, groups, columns)
-    return rows.transpose(0, 1)
+    rows = by_channel(layer, functional_call(layer, parameters, (x,)))
+    return rows.unflatten(1, (groups, columns)).transpose(0, 1)
 
 
 def gptq_start(weight: Tensor, gram: Tensor, limits: Limits) -> Tensor | None:
