@@ -87,7 +87,8 @@ def test_a_recipe_states_only_the_method_and_states_it_whole(name):
     own = {field.name for field in fields(ReconstructionSpec)} - free
     assert set(fit) == {"steps", "start"} if fit.get("steps") == 0 else set(fit) == own
     last = content["recipe"]["tuning"]
-    assert set(last) == ({"steps"} if last["steps"] == 0 else {field.name for field in fields(TuningSpec)})
+    own = {field.name for field in fields(TuningSpec)} - {"steps"}
+    assert set(last) == {"steps"} if last.get("steps") == 0 else set(last) == own
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -101,8 +102,19 @@ def test_a_recipe_replaces_the_method_and_keeps_the_network(network, name):
     steps = 0 if fits[1].steps == 0 else own.steps
     of_network = replace(fits[1], penalty_weight=own.penalty_weight, steps=steps)
     assert fits[0] == of_network or composed.recipe.steps == other.recipe.steps == 0
-    assert composed.recipe.tuning == other.recipe.tuning or composed.recipe.tuning_steps == 0
+    steps = 0 if other.recipe.tuning_steps == 0 else alone.recipe.tuning.steps
+    assert composed.recipe.tuning == replace(other.recipe.tuning, steps=steps)
     assert (type(composed.packing), composed.packing.__dict__) == (type(other.packing), other.packing.__dict__)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_steps_that_a_configuration_sets_hold_behind_a_recipe_unless_its_method_has_none(name):
+    alone, composed = chosen_by("digits_w3a3").recipe, chosen_by("digits_w3a3", name).recipe
+    assert (alone.steps, alone.tuning_steps) == (200, 150)
+    assert (composed.steps, composed.tuning_steps) == (
+        200 * (name.removeprefix("recipes/") not in ("rtn", "gptq", "noisyquant")),
+        150 * (name.removeprefix("recipes/") in ("fast", "default", "mixed", "best")),
+    )
 
 
 def test_each_recipe_has_the_parts_of_its_own_method():
