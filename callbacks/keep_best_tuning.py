@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from pack_ptq.distributed import all_reduce
-from pack_ptq.modules.pack_data import PackData
-from pack_ptq.modules.tuning import Learned, NetworkTuning
+from pack_ptq.modules.tuning import Learned, NetworkData, NetworkTuning
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Iterate:
     learned: Learned
 
     @classmethod
-    def of(cls, module: NetworkTuning, data: PackData, held_out: Tensor) -> "Iterate":
+    def of(cls, module: NetworkTuning, data: NetworkData, held_out: Tensor) -> "Iterate":
         """Measure the network as it is now."""
         divergences = module.divergences(data, held_out)
         count, total = all_reduce(torch.stack([torch.ones_like(divergences), divergences], 1).sum(0))
@@ -59,7 +58,7 @@ class KeepBestTuning(L.Callback):
         steps: Step counts after which to measure, besides the start.
     """
 
-    def __init__(self, data: PackData, held_out: Tensor, steps: set[int]) -> None:
+    def __init__(self, data: NetworkData, held_out: Tensor, steps: set[int]) -> None:
         self.data, self.held_out, self.steps = data, held_out, steps
         self.iterates: list[Iterate] = []
 

@@ -29,12 +29,13 @@ def rounding_rate(rate: float, steps: int) -> float:
     return rate * math.sqrt(1000 / max(1, steps))
 
 
-def rate_at_bits(bits: int) -> float:
-    """Give the factor of a tuning rate for weights of some width: 1 up to 3 bits, then as the error's variance squared.
+def rate_at_bits(bits: int, power: float) -> float:
+    """Give the factor of a tuning rate for weights of some width: 1 up to 3 bits, then `(7 / (2^bits - 1))^power`.
 
-    The rate that is best at 3 bits does harm at 4, where there is less to mend (docs/experiments.md).
+    The rate that is best at 3 bits does harm at 4, where there is less to mend; with a power of 2 it falls as the
+    variance of the rounding error (docs/experiments.md).
     """
-    return min(1.0, (7 / (2**bits - 1)) ** 4)
+    return min(1.0, (7 / (2**bits - 1)) ** power)
 
 
 def curriculum_share(step: int, steps: int, start: float) -> float:

@@ -222,15 +222,17 @@ class TuningSpec(Record):
     Attributes:
         steps: Optimisation steps, 0 for none; if not given, the recipe's `budget` decides.
         batch_size: Samples per step.
-        weight_scale_lr: Adam's first rate for weight scales at up to 3 bits, relative to the scale; above, it is lower
-            (`rate_at_bits`). Every rate falls as a cosine to 0.
+        weight_scale_lr: Adam's first rate for weight scales at up to 3 bits, relative to the scale. Every rate falls
+            as a cosine to 0.
         activation_scale_lr: The same for activation scales, whatever the bits.
         bias_lr: As `weight_scale_lr` for biases, relative to the root mean square of a layer's biases; where all are 0,
             they stay.
+        rate_power: Above 3 bits these two rates are lower by `(7 / (2^bits - 1))^rate_power`, 0 or more: 2 with the
+            variance of the rounding error, 4 with its square, which short passes want.
         feature_weight: Of the squared error of what the last block gives, relative to its mean square, beside the
             divergence of the output in nats; 0 takes the output alone.
         average_views: Fit every view of a sample to the mean of the class probabilities over all its views, where the
-            output is one row of classes a sample. What is kept is judged by each view's own.
+            output is one row of classes a sample. The same mean judges what is kept.
         views: How often each calibration sample is taken at most, where the datamodule can `augment`: once as it is,
             then changed. No more are made than the steps use up.
         held_out: Share of the calibration samples, drawn at random, that judge the pass; neither it nor the fits of
@@ -246,6 +248,7 @@ class TuningSpec(Record):
     weight_scale_lr: float = 1e-2
     activation_scale_lr: float = 3e-3
     bias_lr: float = 1e-2
+    rate_power: float = 2.0
     feature_weight: float = 10.0
     average_views: bool = True
     views: int = 8
@@ -267,7 +270,7 @@ class TuningSpec(Record):
         if not 0 < self.held_out <= 0.5:
             raise refuse(f"{key}.held_out", self.held_out, "above 0 and at most 0.5")
         rates = ("weight_scale_lr", "activation_scale_lr", "bias_lr")
-        for name in (*rates, "feature_weight"):
+        for name in (*rates, "rate_power", "feature_weight"):
             if not getattr(self, name) >= 0:
                 raise refuse(f"{key}.{name}", getattr(self, name), "0 or more")
         if self.first_drop is not None and not self.first_drop > 0:
@@ -276,7 +279,7 @@ class TuningSpec(Record):
             raise refuse(f"{key}.{rates[0]}", 0.0, f"above 0, or {rates[1]} or {rates[2]} above 0")
 
 
-TUNING_STEPS = {"fast": 100, "default": 500, "best": 2000}
+TUNING_STEPS = {"fast": 100, "default": 1000, "best": 2000}
 STEPS = {"fast": 60, "default": 1000, "best": 5000}
 
 
@@ -290,7 +293,7 @@ class Recipe(Record):
         protocol: Treatment of the first and last layer, as METHOD.md names it.
         profile: `paper` has asymmetric weights; `deploy` has symmetric signed weights per channel and an int32 bias.
         budget: Steps per unit where `reconstruction.steps` is not given: 60, 1000 or 5000; and of the last pass where
-            `tuning.steps` is not: 100, 500 or 2000.
+            `tuning.steps` is not: 100, 1000 or 2000.
         reconstruction: Settings of the fit.
         tuning: Settings of the last pass over the whole network.
         layer_norm: `per_tensor` takes the outputs of LayerNorm as they are; `reparameterised` moves a scale and a zero
@@ -523,7 +526,7 @@ class TuningResult(Record):
 
     Attributes:
         steps: Optimisation steps that were made.
-        before: `KL(p_fp || p_q)` on the held-out calibration samples before it, in nats.
+        before: `KL(p_fp || p_q)` on the held-out calibration samples before it, in nats, `p_fp` as in the fit.
         after: The same with what is kept.
         accepted: Whether something of it is kept; if not, all stays as it was. If so, `after` may be above `before`,
             by no more than chance.

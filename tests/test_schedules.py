@@ -85,7 +85,9 @@ def test_curriculum_grows_to_everything(steps: int, start: float) -> None:
     assert curriculum_share(3, 4, 0.5) == 0.875
 
 
-def test_tuning_rates_fall_with_the_square_of_the_variance_of_the_rounding_error() -> None:
-    assert [rate_at_bits(bits) for bits in (2, 3)] == [1, 1]
-    assert rate_at_bits(4) == pytest.approx((7 / 15) ** 4)
-    assert all(rate_at_bits(bits + 1) < rate_at_bits(bits) for bits in range(3, 8))
+def test_tuning_rates_fall_above_three_bits() -> None:
+    assert [rate_at_bits(bits, 2) for bits in (2, 3)] == [1, 1]
+    assert rate_at_bits(4, 2) == pytest.approx((7 / 15) ** 2)
+    assert rate_at_bits(4, 4) == pytest.approx((7 / 15) ** 4)
+    assert all(rate_at_bits(bits + 1, 0.5) < rate_at_bits(bits, 0.5) for bits in range(3, 8))
+    assert [rate_at_bits(bits, 0) for bits in range(2, 9)] == [1] * 7

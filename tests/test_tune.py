@@ -64,10 +64,11 @@ def changed(a: Chain, b: Chain) -> set[str]:
 
 
 @torch.no_grad()
-def divergence(full: Chain, chain: Chain, x: Tensor) -> float:
-    """Give the KL of a network as it is left, by its definition."""
+def divergence(full: Chain, chain: Chain, x: Tensor, *views: Tensor) -> float:
+    """Give the KL of a network as it is left, by its definition, from the mean over `x` and further views of it."""
     switch(full.layers.values(), "off", activations=False)
-    p, q = (F.softmax(each.network(x).double(), 1) for each in (full, chain))
+    p = torch.stack([F.softmax(full.network(view).double(), 1) for view in (x, *views)]).mean(0)
+    q = F.softmax(chain.network(x).double(), 1)
     return float((p * (p / q).log()).sum(1).mean())
 
 
@@ -190,8 +191,8 @@ def test_views_fill_the_cache_and_leave_nothing(
     switch(hard_chain.layers.values(), "hard", activations=True)
     untuned = copy.deepcopy(hard_chain)
     judges = samples[held_out_rows(recipe, 64, PLACE.seed)]
-    for _, result in results:
-        assert result.before == pytest.approx(divergence(hard_chain, untuned, judges), rel=1e-3)
+    for (_, result), views in zip(results, ([judges.flip(3)] * 2, [], []), strict=True):
+        assert result.before == pytest.approx(divergence(hard_chain, untuned, judges, *views), rel=1e-3)
     assert changed(results[0][0], results[1][0])
 
 

@@ -171,7 +171,7 @@ def test_tuning_needs_a_rate() -> None:
 
 
 def test_tuning_steps_come_from_the_budget_unless_given() -> None:
-    assert [Recipe(budget=budget).tuning_steps for budget in ("fast", "default", "best")] == [100, 500, 2000]
+    assert [Recipe(budget=budget).tuning_steps for budget in ("fast", "default", "best")] == [100, 1000, 2000]
     assert Recipe(budget="best", tuning=TuningSpec(steps=0)).tuning_steps == 0
     assert Recipe(budget="best", tuning=TuningSpec(steps=7)).tuning_steps == 7
 

@@ -33,10 +33,15 @@ class NetworkData(PackData):
     wanted: Storage | None = None
     features: Storage | None = None
 
+    @property
+    def reference(self) -> Storage:
+        """What the steps fit to and held-out rows are judged by."""
+        return self.target if self.wanted is None else self.wanted
+
     def rows(self, index: Tensor | slice) -> tuple[Tensor, ...]:
         """Give the inputs of some rows twice, without a second copy, what to fit to, and their features if cached."""
         x = self.full_input.rows(index)
-        found = x, x, (self.target if self.wanted is None else self.wanted).rows(index)
+        found = x, x, self.reference.rows(index)
         return found if self.features is None else (*found, self.features.rows(index))
 
 
@@ -146,7 +151,7 @@ class NetworkTuning(L.LightningModule):
     def _rates(self) -> list[tuple[Tensor, float]]:
         """Give what is fitted, each variable once, and its first rate before `limit_rates`."""
         groups: dict[int, tuple[Tensor, float]] = {}
-        factor = rate_at_bits(self.bits)
+        factor = rate_at_bits(self.bits, self.spec.rate_power)
         for layer in self.layers:
             if layer.weight_quantizer.log_factor is not None:
                 groups[id(layer.weight_quantizer)] = (
@@ -174,11 +179,11 @@ class NetworkTuning(L.LightningModule):
         return {"loss": loss, "divergence": divergence.detach()}
 
     @torch.no_grad()
-    def divergences(self, data: PackData, rows: Tensor) -> Tensor:
+    def divergences(self, data: NetworkData, rows: Tensor) -> Tensor:
         """Give `KL(p_fp || p_q)` on some rows, in nats, shape (rows,), float64 on the CPU."""
         found = []
         for part in rows.split(64):
-            x, reference = data.full_input.rows(part), data.target.rows(part)
+            x, reference = data.full_input.rows(part), data.reference.rows(part)
             found.append(kl_from_full_precision(self.chain.network(x).double(), reference.double()).cpu())
         return torch.cat(found)
 

@@ -202,13 +202,15 @@ def test_average_over_views_by_hand() -> None:
     assert torch.equal(averaged_over_views(found, 1).argmax(1), found.argmax(1))
 
 
-def test_what_is_wanted_is_fitted_and_the_own_outputs_judge(hard_chain: Chain, samples: Tensor) -> None:
+def test_what_is_wanted_is_fitted_and_judges(hard_chain: Chain, samples: Tensor) -> None:
     data = data_for(hard_chain, samples)
     wanted = fill(MemoryBudget(2**30), len(samples), data.target.tensor.flip(0).split(16), lambda x: x)
     other = replace(data, wanted=wanted)
     assert torch.equal(other.rows(slice(3, 9))[2], data.target.tensor.flip(0)[3:9])
     module, rows = module_for(hard_chain), torch.arange(3, 30)
-    assert torch.equal(module.divergences(other, rows), module.divergences(data, rows))
+    turned = replace(data, target=wanted)
+    assert torch.equal(module.divergences(other, rows), module.divergences(turned, rows))
+    assert not torch.equal(module.divergences(other, rows), module.divergences(data, rows))
 
 
 @pytest.mark.parametrize("weight", [0.5, 10.0])
@@ -347,6 +349,6 @@ def test_biases_alone_where_there_are_none_are_refused(hard_chain: Chain) -> Non
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_sample_must_be_left_beside_the_one_held_out(hard_chain: Chain, count: int) -> None:
-    with pytest.raises(UserError, match=r"recipe\.tuning\.steps is 500; allowed: 0 with fewer than 2 calibration"):
+    with pytest.raises(UserError, match=r"recipe\.tuning\.steps is 1000; allowed: 0 with fewer than 2 calibration"):
         check_tuning(hard_chain, Recipe(), count)
     check_tuning(hard_chain, Recipe(tuning=TuningSpec(steps=0)), count)
