@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pack_ptq.distributed import all_reduce
 from pack_ptq.modules.tuning import Learned, NetworkData, NetworkTuning
+from pack_ptq.schedules import evaluation_steps
 
 
 @dataclass(frozen=True)
@@ -19,18 +20,20 @@ class Iterate:
         divergences: From full precision on every held-out sample of this process.
         mean: Over the samples of all processes.
         learned: Scales and biases.
+        length: Steps of the pass it belongs to.
     """
 
     divergences: Tensor
     mean: float
     learned: Learned
+    length: int
 
     @classmethod
     def of(cls, module: NetworkTuning, data: NetworkData, held_out: Tensor) -> "Iterate":
         """Measure the network as it is now."""
         divergences = module.divergences(data, held_out)
         count, total = all_reduce(torch.stack([torch.ones_like(divergences), divergences], 1).sum(0))
-        return cls(divergences, (total / count).item(), module.learned())
+        return cls(divergences, (total / count).item(), module.learned(), module.steps)
 
     def beats(self, other: "Iterate") -> bool:
         """Tell whether it is better by more than chance.
@@ -47,34 +50,34 @@ class Iterate:
 
 
 class KeepBestTuning(L.Callback):
-    """Measures the whole network on held-out samples at some steps and chooses the scales and biases to keep.
+    """Measures the whole network on held-out samples in one or more passes and chooses the scales and biases to keep.
 
-    These are the best after the first step, unless those before it beat them: a dozen held-out samples would undo by
+    These are the best after a first step, unless those before it beat them: a dozen held-out samples would undo by
     chance what helps on any others (docs/experiments.md).
 
     Args:
         data: Inputs and full-precision outputs.
         held_out: Rows of samples that the tuning does not see.
-        steps: Step counts after which to measure, besides the start.
     """
 
-    def __init__(self, data: NetworkData, held_out: Tensor, steps: set[int]) -> None:
-        self.data, self.held_out, self.steps = data, held_out, steps
+    def __init__(self, data: NetworkData, held_out: Tensor) -> None:
+        self.data, self.held_out = data, held_out
         self.iterates: list[Iterate] = []
 
     def begin(self, module: NetworkTuning) -> None:
-        """Measure and hold what there is before the first step."""
+        """Measure and hold what there is before the first step of all passes."""
         self.iterates = [Iterate.of(module, self.data, self.held_out)]
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: L.Trainer, module: NetworkTuning, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Measure if it is time to."""
-        if batch_idx + 1 not in self.steps:
+        if batch_idx + 1 not in evaluation_steps(module.steps, module.spec.evaluations):
             return
         iterate = Iterate.of(module, self.data, self.held_out)
         if trainer.logger is not None:
-            trainer.logger.log_metrics({"tuning/held_out_divergence": iterate.mean}, step=batch_idx)
+            step = module.earlier_steps + batch_idx
+            trainer.logger.log_metrics({"tuning/held_out_divergence": iterate.mean}, step=step)
         # A rate beyond reason may lead a scale to 0 or below, or the output to overflow.
         if math.isfinite(iterate.mean) and all(bool(quantizer.scale > 0) for quantizer in module.quantizers):
             self.iterates.append(iterate)

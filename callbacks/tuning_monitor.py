@@ -22,4 +22,5 @@ class TuningMonitor(L.Callback):
     ) -> None:
         """Show where the pass stands."""
         if trainer.logger is not None and (batch_idx % self.every_n_steps == 0 or batch_idx + 1 == module.steps):
-            trainer.logger.log_metrics({"tuning/divergence": float(outputs["divergence"])}, step=batch_idx)
+            step = module.earlier_steps + batch_idx
+            trainer.logger.log_metrics({"tuning/divergence": float(outputs["divergence"])}, step=step)

@@ -16,7 +16,6 @@ from pack_ptq.graph.switch import switch
 from pack_ptq.held_out import held_out_rows
 from pack_ptq.modules.random_batches import RandomBatches
 from pack_ptq.modules.tuning import NetworkData, NetworkTuning, averaged_over_views, check_tuning
-from pack_ptq.schedules import evaluation_steps
 from pack_ptq.trainers import make_trainer
 from pack_ptq.types import Recipe, TuningResult, TuningSpec
 from pack_ptq.views import Augment, Views, derived_seed
@@ -56,21 +55,27 @@ def tune(
     budget = MemoryBudget(recipe.reconstruction.cache_bytes, device, place.folder)
     data = _outputs(chain, views, samples * views.count, sizes[0], budget, spec)
     held_out = held_out_rows(recipe, samples, place.seed)
-    module = NetworkTuning(chain, spec, steps, recipe.weight.bits)
-    best = KeepBestTuning(data, held_out, evaluation_steps(steps, spec.evaluations))
-    best.begin(module)
-    callbacks = [best, TuningMonitor(), StepProgress("tuning", steps, enabled=place.show), *place.callbacks]
-    trainer = make_trainer(place.hardware, callbacks, place.logger, max_steps=steps)
     rows = torch.arange(len(data.target))
     seen = rows[~torch.isin(rows % samples, held_out)]  # every view of a held-out sample is held out
-    module.limit_rates(RandomBatches(data, spec.batch_size, min(LIMITING_BATCHES, steps), of_process, seen))
-    trainer.fit(module, RandomBatches(data, spec.batch_size, steps, of_process, seen).loader())
-    chain.network.to(device)  # Lightning has moved it to the CPU
+    best = KeepBestTuning(data, held_out)
+    made = 0
+    for length in filter(None, (round(spec.short_share * steps), steps)):
+        module = NetworkTuning(chain, spec, length, recipe.weight.bits, made)
+        if not made:
+            best.begin(module)
+        callbacks = [best, TuningMonitor(), StepProgress("tuning", length, enabled=place.show), *place.callbacks]
+        trainer = make_trainer(place.hardware, callbacks, place.logger, max_steps=length)
+        module.limit_rates(RandomBatches(data, spec.batch_size, min(LIMITING_BATCHES, length), of_process, seen))
+        trainer.fit(module, RandomBatches(data, spec.batch_size, length, of_process, seen).loader())
+        chain.network.to(device)  # Lightning has moved it to the CPU
+        module.end(best.start.learned)
+        made += length
     kept = best.chosen()
     module.end(kept.learned)
     data.close()  # which Lightning's Trainer and its module, tied to each other, would hold for a while
-    accepted = kept is not best.start
-    return TuningResult(steps, best.start.mean, kept.mean, accepted, time.perf_counter() - began, module.rate_share)
+    accepted, took = kept is not best.start, time.perf_counter() - began
+    length = kept.length if accepted else steps
+    return TuningResult(made, best.start.mean, kept.mean, accepted, took, module.rate_share, length)
 
 
 @torch.no_grad()

@@ -140,7 +140,7 @@ def test_a_tuned_network_loads_as_it_was_measured(profile, tmp_path, captured):
     settings = recipe(2, 3, steps=2, profile=profile, tuning=TUNING)
     report = pack_ptq.quantize(source, data, settings, run_dir=tmp_path / "run")
     tuning = report["tuning"]
-    assert set(tuning) == {"steps", "before", "after", "accepted", "seconds", "rate_share"}
+    assert set(tuning) == {"steps", "before", "after", "accepted", "seconds", "rate_share", "length"}
     assert tuning["steps"] == 20
     assert tuning["accepted"]
     assert tuning["after"] < tuning["before"]

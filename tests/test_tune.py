@@ -25,8 +25,9 @@ from pack_ptq.types import QuantizerSpec, TuningResult, TuningSpec
 PLACE = Workplace(hardware=Hardware("cpu"))
 FEATURES = 8 * 6 * 6  # what the head of the small network reads of a sample
 SPEC = TuningSpec(
-    steps=40, batch_size=16, weight_scale_lr=3e-3, activation_scale_lr=3e-3, bias_lr=3e-3, first_drop=None
-)
+    steps=40, batch_size=16, weight_scale_lr=3e-3, activation_scale_lr=3e-3, bias_lr=3e-3, first_drop=None,
+    short_share=0.0,
+)  # fmt: skip
 
 
 def put_nearest_codes(chain: Chain) -> Chain:
@@ -351,6 +352,33 @@ def test_the_best_iterate_is_kept(
         assert torch.equal(layer.bias, bias)
     assert bool(changed(hard_chain, chain)) == (best > 0)
     assert not any(parameter.requires_grad for parameter in chain.network.parameters())
+
+
+@pytest.mark.parametrize(("divergences", "length"), [([4.0, 2.0, 3.0], 4), ([4.0, 3.0, 2.0], 16), ([1.0, 3.0, 4.0], 0)])
+def test_held_out_samples_choose_between_a_short_and_a_long_pass(
+    divergences: list[float], length: int, hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    found = scripted(monkeypatch, divergences)
+    recipe = with_tuning(small_recipe, steps=16, short_share=0.25, evaluations=1)
+    chain, result = run(hard_chain, batches, recipe)
+    assert (result.accepted, result.steps, result.length) == (length > 0, 20, length or 16)
+    assert not any(parameter.requires_grad for parameter in chain.network.parameters())
+    monkeypatch.undo()
+    for place, steps in ((1, 4), (2, 16)):
+        alone, _ = run(hard_chain, batches, with_tuning(small_recipe, steps=steps, evaluations=1))
+        assert bool(changed(alone, chain)) == (steps != length), "each pass begins at the same start"
+        scales = [layer.weight_quantizer.scale for layer in alone.layers.values()]
+        assert all(torch.equal(a, b) for a, (b, _) in zip(scales, found[place][0], strict=True))
+    assert bool(changed(hard_chain, chain)) == (length > 0)
+
+
+@pytest.mark.parametrize(("steps", "made"), [(1, 1), (4, 4), (5, 6), (8, 9), (40, 45)])
+def test_too_short_a_pass_is_not_made(
+    steps: int, made: int, hard_chain: Chain, batches: list[Tensor], small_recipe: Recipe
+) -> None:
+    _, result = run(hard_chain, batches, with_tuning(small_recipe, steps=steps, short_share=0.125))
+    assert result.steps == made
 
 
 def test_memory_mapped_cache_changes_nothing(

@@ -96,11 +96,12 @@ class NetworkTuning(L.LightningModule):
         spec: Settings.
         steps: Number of optimisation steps, which the schedule spans.
         bits: The recipe's bits of weights, by which the rates of weight scales and biases fall.
+        earlier_steps: Of passes before this one, behind which it is shown in TensorBoard.
     """
 
-    def __init__(self, chain: Chain, spec: TuningSpec, steps: int, bits: int = 3) -> None:
+    def __init__(self, chain: Chain, spec: TuningSpec, steps: int, bits: int = 3, earlier_steps: int = 0) -> None:
         super().__init__()
-        self.chain, self.spec, self.steps, self.bits = chain, spec, steps, bits
+        self.chain, self.spec, self.steps, self.bits, self.earlier_steps = chain, spec, steps, bits, earlier_steps
         self.rate_share = 1.0
         self.layers = list(chain.layers.values())
         self.quantizers = list(dict.fromkeys(chain.quantizers.values()))
@@ -199,13 +200,13 @@ class NetworkTuning(L.LightningModule):
         return weights, [quantizer.learned() for quantizer in self.quantizers]
 
     def end(self, kept: Learned) -> None:
-        """Keep one of the iterates that `learned` gave, as plain numbers."""
+        """Keep a copy of one of the iterates that `learned` gave, as plain numbers."""
         weights, activations = kept
         for layer, (scale, bias) in zip(self.layers, weights, strict=True):
             device = layer.weight.device
             layer.weight_quantizer.end_tuning(scale.to(device))
             if layer.bias is not None and bias is not None:
-                layer.bias.data = bias.to(device)
+                layer.bias.data = bias.to(device, copy=True)
                 layer.bias.requires_grad_(False)
         for quantizer, values in zip(self.quantizers, activations, strict=True):
             quantizer.put_learned(values)

@@ -236,8 +236,9 @@ class ActivationQuantizer(nn.Module):
         return {"scale": self.scale.detach().clone(), "lower": self.lower.detach().clone()}
 
     def put_learned(self, values: dict[str, Tensor]) -> None:
-        """Put back what `learned` gave."""
-        self.scale.data, self.lower.data = values["scale"].to(self.scale), values["lower"].to(self.lower)
+        """Put back a copy of what `learned` gave."""
+        self.scale.data = values["scale"].to(self.scale, copy=True)
+        self.lower.data = values["lower"].to(self.lower, copy=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give `x` with its elements quantized, or as it is."""

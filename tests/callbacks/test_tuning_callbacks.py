@@ -17,12 +17,12 @@ NAN = float("nan")
 def test_tuning_shows_where_it_stands() -> None:
     points: list[tuple[dict[str, float], int]] = []
     logger = SimpleNamespace(log_metrics=lambda metrics, step: points.append((metrics, step)))
-    module: Any = SimpleNamespace(steps=24)
+    module: Any = SimpleNamespace(steps=24, earlier_steps=3)
     for trainer in (SimpleNamespace(logger=None), SimpleNamespace(logger=logger)):
         for step in range(24):
             outputs = {"loss": torch.tensor(9.0), "divergence": torch.tensor(step / 8)}
             TuningMonitor().on_train_batch_end(trainer, module, outputs, None, step)  # type: ignore[arg-type]
-    assert points == [({"tuning/divergence": step / 8}, step) for step in (0, 10, 20, 23)]
+    assert points == [({"tuning/divergence": step / 8}, 3 + step) for step in (0, 10, 20, 23)]
 
 
 def judged(points: list[tuple[dict[str, float], int]], rows: list[list[float]], scales: list[float]) -> KeepBestTuning:
@@ -35,14 +35,18 @@ def judged(points: list[tuple[dict[str, float], int]], rows: list[list[float]], 
         state.seen += 1
         return torch.tensor(next(found), dtype=torch.float64)
 
-    module: Any = SimpleNamespace(quantizers=[state], divergences=divergences, learned=lambda: state.seen)
+    count = len(rows) - 1
+    module: Any = SimpleNamespace(
+        quantizers=[state], divergences=divergences, learned=lambda: state.seen, steps=2 * count, earlier_steps=7,
+        spec=SimpleNamespace(evaluations=count),
+    )  # fmt: skip
     trainer: Any = SimpleNamespace(
         logger=SimpleNamespace(log_metrics=lambda metrics, step: points.append((metrics, step)))
     )
-    best = KeepBestTuning("data", "held out", set(range(2, 2 * len(rows), 2)))  # type: ignore[arg-type]
+    best = KeepBestTuning("data", "held out")  # type: ignore[arg-type]
     best.begin(module)
-    for step in range(2 * len(rows) - 2):
-        state.scale.fill_(scales[(step + 1) // 2])
+    for step in range(2 * count):
+        state.scale.fill_(scales[max(0, step - count + 1)])
         best.on_train_batch_end(trainer, module, None, None, step)
     return best
 
@@ -53,7 +57,7 @@ def test_iterates_are_shown_and_those_without_sense_are_never_kept() -> None:
     assert best.start.mean == 4
     assert (best.chosen().mean, best.chosen().learned) == (2, 4), "not the one with a scale below 0, nor no number"
     key = "tuning/held_out_divergence"
-    assert points[:3] == [({key: 3.0}, 1), ({key: 1.0}, 3), ({key: 2.0}, 5)]
+    assert points[:3] == [({key: 3.0}, 11), ({key: 1.0}, 12), ({key: 2.0}, 13)]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_the_best_is_kept_unless_the_start_is_better_beyond_chance(rows: list[li
 
 
 def iterate(divergences: torch.Tensor) -> Iterate:
-    return Iterate(divergences, divergences.mean().item(), ([], []))
+    return Iterate(divergences, divergences.mean().item(), ([], []), 8)
 
 
 @pytest.mark.parametrize("seed", range(8))
