@@ -162,6 +162,19 @@ def test_losses_and_promises_are_summed_over_batches_and_processes(
     assert shares == pytest.approx([0.01 * loss / (3 * promise) for loss, promise in torch.stack(seen).tolist()])
 
 
+@pytest.mark.parametrize("power", [0.0, 2.0, 4.0])
+def test_rates_of_weights_and_biases_fall_with_bits(hard_chain: Chain, power: float) -> None:
+    spec = replace(SPEC, rate_power=power)
+    found = {}
+    for bits in (3, 4):
+        groups = NetworkTuning(hard_chain, spec, 10, bits).configure_optimizers()["optimizer"].param_groups  # type: ignore[index,call-overload]
+        found[bits] = [group["initial_lr"] for group in groups]
+    layers, quantizers = len(hard_chain.layers), len({id(each) for each in hard_chain.quantizers.values()})
+    factors = [four / three for three, four in zip(found[3], found[4], strict=True)]
+    assert factors[-quantizers:] == [1] * quantizers, "activation scales come last"
+    assert factors[:-quantizers] == pytest.approx([(7 / 15) ** power] * 2 * layers)
+
+
 def test_shared_variables_are_optimised_once(hard_chain: Chain) -> None:
     layers = list(hard_chain.layers.values())
     layers[2].input_quantizer = layers[1].input_quantizer
