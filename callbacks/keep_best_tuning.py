@@ -20,20 +20,20 @@ class Iterate:
         divergences: From full precision on every held-out sample of this process.
         mean: Over the samples of all processes.
         learned: Scales and biases.
-        length: Steps of the pass it belongs to.
+        rate_share: Of the pass it belongs to.
     """
 
     divergences: Tensor
     mean: float
     learned: Learned
-    length: int
+    rate_share: float
 
     @classmethod
     def of(cls, module: NetworkTuning, data: NetworkData, held_out: Tensor) -> "Iterate":
         """Measure the network as it is now."""
         divergences = module.divergences(data, held_out)
         count, total = all_reduce(torch.stack([torch.ones_like(divergences), divergences], 1).sum(0))
-        return cls(divergences, (total / count).item(), module.learned(), module.steps)
+        return cls(divergences, (total / count).item(), module.learned(), module.rate_share)
 
     def beats(self, other: "Iterate") -> bool:
         """Tell whether it is better by more than chance.

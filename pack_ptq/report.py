@@ -140,9 +140,7 @@ def render(report: dict[str, Any], run_dir: str) -> str:
         change = f"KL {tuning['before']:.4g} -> {tuning['after']:.4g} nats on held-out samples"
         share = tuning.get("rate_share", 1.0)  # older reports have none
         rates = f" at {share:.2g} of the rates" if share < 1 else ""
-        length = tuning.get("length") or tuning["steps"]  # older reports have one pass alone
-        made = f" ({tuning['steps']} made)" if tuning["steps"] > length else ""
-        lines.append(f"tuning: {length} steps{made}{rates}, {change}{fate}")
+        lines.append(f"tuning: {tuning['steps']} steps{rates}, {change}{fate}")
     if rejected:
         lines.append(f"kept rounded to nearest, for reconstruction ended worse: {', '.join(rejected)}")
     if report.get("split_channels"):  # older reports have none

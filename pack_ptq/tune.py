@@ -58,24 +58,23 @@ def tune(
     rows = torch.arange(len(data.target))
     seen = rows[~torch.isin(rows % samples, held_out)]  # every view of a held-out sample is held out
     best = KeepBestTuning(data, held_out)
-    made = 0
-    for length in filter(None, (round(spec.short_share * steps), steps)):
-        module = NetworkTuning(chain, spec, length, recipe.weight.bits, made)
-        if not made:
-            best.begin(module)
-        callbacks = [best, TuningMonitor(), StepProgress("tuning", length, enabled=place.show), *place.callbacks]
-        trainer = make_trainer(place.hardware, callbacks, place.logger, max_steps=length)
-        module.limit_rates(RandomBatches(data, spec.batch_size, min(LIMITING_BATCHES, length), of_process, seen))
-        trainer.fit(module, RandomBatches(data, spec.batch_size, length, of_process, seen).loader())
+    fast = NetworkTuning(chain, spec, steps, recipe.weight.bits)
+    best.begin(fast)
+    fast.limit_rates(RandomBatches(data, spec.batch_size, min(LIMITING_BATCHES, steps), of_process, seen))
+    shares = [share * fast.rate_share for share in (1.0, spec.slow_share) if share > 0]
+    for index, share in enumerate(shares):
+        module = NetworkTuning(chain, spec, steps, recipe.weight.bits, share, index * steps)
+        callbacks = [best, TuningMonitor(), StepProgress("tuning", steps, enabled=place.show), *place.callbacks]
+        trainer = make_trainer(place.hardware, callbacks, place.logger, max_steps=steps)
+        trainer.fit(module, RandomBatches(data, spec.batch_size, steps, of_process, seen).loader())
         chain.network.to(device)  # Lightning has moved it to the CPU
         module.end(best.start.learned)
-        made += length
     kept = best.chosen()
     module.end(kept.learned)
     data.close()  # which Lightning's Trainer and its module, tied to each other, would hold for a while
     accepted, took = kept is not best.start, time.perf_counter() - began
-    length = kept.length if accepted else steps
-    return TuningResult(made, best.start.mean, kept.mean, accepted, took, module.rate_share, length)
+    share = kept.rate_share if accepted else shares[0]
+    return TuningResult(len(shares) * steps, best.start.mean, kept.mean, accepted, took, share)
 
 
 @torch.no_grad()

@@ -237,8 +237,8 @@ class TuningSpec(Record):
             then changed. No more are made than the steps use up.
         held_out: Share of the calibration samples, drawn at random, that judge the pass; neither it nor the fits of
             units see them.
-        short_share: Of the steps, below 1, for another pass from the same start, which has rates of 0 at its end as
-            well: a long one overfits where samples are few for the network. 0 for none.
+        slow_share: Of all rates, below 1, for another pass of as many steps from the same start: what convolutional
+            networks gain from is too fast for transformers and mobile ones. 0 for none.
         evaluations: How often a pass is judged; the best iterate is kept, unless the start is better by more than
             twice the standard error of the difference, or has less than half the divergence.
         first_drop: All rates are lowered by one factor until the first step promises to lower the loss by no more than
@@ -255,7 +255,7 @@ class TuningSpec(Record):
     average_views: bool = True
     views: int = 8
     held_out: float = 0.125
-    short_share: float = 0.125
+    slow_share: float = 0.2
     evaluations: int = 4
     first_drop: float | None = 0.3
 
@@ -272,8 +272,8 @@ class TuningSpec(Record):
                 raise refuse(f"{key}.{name}", getattr(self, name), "1 or more")
         if not 0 < self.held_out <= 0.5:
             raise refuse(f"{key}.held_out", self.held_out, "above 0 and at most 0.5")
-        if not 0 <= self.short_share < 1:
-            raise refuse(f"{key}.short_share", self.short_share, "at least 0 and below 1")
+        if not 0 <= self.slow_share < 1:
+            raise refuse(f"{key}.slow_share", self.slow_share, "at least 0 and below 1")
         rates = ("weight_scale_lr", "activation_scale_lr", "bias_lr")
         for name in (*rates, "rate_power", "feature_weight"):
             if not getattr(self, name) >= 0:
@@ -530,14 +530,14 @@ class TuningResult(Record):
     """How the last pass over the whole network went.
 
     Attributes:
-        steps: Optimisation steps that were made, those of the short pass included.
+        steps: Optimisation steps that were made, in one pass or two.
         before: `KL(p_fp || p_q)` on the held-out calibration samples before it, in nats, `p_fp` as in the fit.
         after: The same with what is kept.
         accepted: Whether something of it is kept; if not, all stays as it was. If so, `after` may be above `before`,
             by no more than chance.
         seconds: Time of the pass.
-        rate_share: Factor by which all rates were lowered before the first step.
-        length: Steps of the pass that is kept, or of the longest if none is.
+        rate_share: Factor by which all rates were lowered before the first step of the pass that is kept, or of the
+            fastest if none is.
     """
 
     steps: int
@@ -546,7 +546,6 @@ class TuningResult(Record):
     accepted: bool
     seconds: float
     rate_share: float = 1.0
-    length: int | None = None
 
 
 @dataclass(frozen=True)

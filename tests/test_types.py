@@ -145,7 +145,7 @@ def test_steps_come_from_the_budget_unless_given() -> None:
         ("batch_size", [0, -1]),
         ("views", [0, -1]),
         ("held_out", [0.0, -0.1, 0.51, float("nan")]),
-        ("short_share", [-0.1, 1.0, float("nan")]),
+        ("slow_share", [-0.1, 1.0, float("nan")]),
         ("evaluations", [0]),
         ("first_drop", [0.0, -0.3, float("nan")]),
         ("weight_scale_lr", [-1e-3, float("nan")]),

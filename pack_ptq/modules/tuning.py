@@ -96,13 +96,22 @@ class NetworkTuning(L.LightningModule):
         spec: Settings.
         steps: Number of optimisation steps, which the schedule spans.
         bits: The recipe's bits of weights, by which the rates of weight scales and biases fall.
+        rate_share: Factor of all rates, which `limit_rates` may lower.
         earlier_steps: Of passes before this one, behind which it is shown in TensorBoard.
     """
 
-    def __init__(self, chain: Chain, spec: TuningSpec, steps: int, bits: int = 3, earlier_steps: int = 0) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        spec: TuningSpec,
+        steps: int,
+        bits: int = 3,
+        rate_share: float = 1.0,
+        earlier_steps: int = 0,
+    ) -> None:
         super().__init__()
-        self.chain, self.spec, self.steps, self.bits, self.earlier_steps = chain, spec, steps, bits, earlier_steps
-        self.rate_share = 1.0
+        self.chain, self.spec, self.steps, self.bits = chain, spec, steps, bits
+        self.rate_share, self.earlier_steps = rate_share, earlier_steps
         self.layers = list(chain.layers.values())
         self.quantizers = list(dict.fromkeys(chain.quantizers.values()))
         self.borrowed = nn.ModuleList(chain.operations)  # by which Lightning and DDP see the variables
@@ -137,10 +146,10 @@ class NetworkTuning(L.LightningModule):
             gradients = torch.autograd.grad(loss, variables, allow_unused=True)
             falls = [rate * g.abs().sum().item() for rate, g in zip(rates, gradients, strict=True) if g is not None]
             sums += torch.tensor([loss.item(), sum(falls)], dtype=torch.float64)
-        loss, promised = all_reduce(sums).tolist()
+        loss, promised = (all_reduce(sums) * torch.tensor([1, self.rate_share])).tolist()
         limit = self.spec.first_drop * loss
         if promised > limit:
-            self.rate_share = limit / promised
+            self.rate_share *= limit / promised
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One Adam whose rates are relative to the size of each variable and fall as a cosine."""

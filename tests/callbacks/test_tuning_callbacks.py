@@ -37,7 +37,8 @@ def judged(points: list[tuple[dict[str, float], int]], rows: list[list[float]], 
 
     count = len(rows) - 1
     module: Any = SimpleNamespace(
-        quantizers=[state], divergences=divergences, learned=lambda: state.seen, steps=2 * count, earlier_steps=7,
+        quantizers=[state], divergences=divergences, learned=lambda: state.seen, steps=2 * count,
+        earlier_steps=7, rate_share=1.0,
         spec=SimpleNamespace(evaluations=count),
     )  # fmt: skip
     trainer: Any = SimpleNamespace(
@@ -80,7 +81,7 @@ def test_the_best_is_kept_unless_the_start_is_better_beyond_chance(rows: list[li
 
 
 def iterate(divergences: torch.Tensor) -> Iterate:
-    return Iterate(divergences, divergences.mean().item(), ([], []), 8)
+    return Iterate(divergences, divergences.mean().item(), ([], []), 1.0)
 
 
 @pytest.mark.parametrize("seed", range(8))
