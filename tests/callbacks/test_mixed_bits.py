@@ -89,6 +89,7 @@ def run(network: nn.Module, samples: Tensor, run_dir: Path, **settings: Any) -> 
         QuantizerSpec(3),
         QuantizerSpec(3, per_channel=False),
         reconstruction=ReconstructionSpec(steps=4, batch_size=16),
+        tuning=TuningSpec(steps=0),
         **settings.pop("recipe", {}),
     )
     settings.setdefault("packing", NoPacking())
