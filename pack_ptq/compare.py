@@ -3,14 +3,17 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pack_ptq import api
 from pack_ptq.comparison import compare_reports, markdown
 from pack_ptq.configs.shipped import recipe_file
 from pack_ptq.errors import UserError, refuse
+from pack_ptq.overridden import in_words, overridden
 from pack_ptq.runs import RunFolder, atomic_write
 from pack_ptq.trainers import is_first_process
 from pack_ptq.types import SEEDS, SEEDS_IN_WORDS
@@ -29,11 +32,13 @@ class ComparedRun:
         recipe: Its name in the table.
         seed: Of the run.
         settings: Arguments of `api.quantize`.
+        overridden: Keys for every run that the recipe goes before, as `overridden.overridden` gives them.
     """
 
     recipe: str
     seed: int
     settings: dict[str, Any]
+    overridden: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -60,17 +65,21 @@ def plan_runs(
         UserError: Something the user gave cannot serve.
     """
     _check(keys, recipes, seeds, out)
-    files = {_label(name): [] if name == BASE else ["--config", recipe_file(name)] for name in recipes}
+    files = {_label(name): None if name == BASE else recipe_file(name) for name in recipes}
     drawn = hasattr(parse(keys)["data"], "calibration_seed") and not _given(
         keys, r"data\.(init_args\.)?calibration_seed"
     )
+    known = {
+        label: overridden(keys, yaml.safe_load(Path(file).read_text())) if file else {} for label, file in files.items()
+    }
     runs = []
     for seed in seeds:
-        for label, recipe in files.items():
+        for label, file in files.items():
+            recipe = ["--config", file] if file else []
             own = [f"--seed={seed}", f"--run_dir={Path(out) / f'{label}-seed{seed}'}"]
             own += [f"--{CALIBRATION_SEED}={seed}"] if drawn else []
             try:
-                runs.append(ComparedRun(label, seed, parse([*keys, *recipe, *own])))
+                runs.append(ComparedRun(label, seed, parse([*keys, *recipe, *own]), known[label]))
             except UserError as error:
                 raise UserError(f"recipe {label}: {error}") from error
     return runs
@@ -86,6 +95,10 @@ def run_all(runs: Sequence[ComparedRun], out: str) -> str:
         UserError: A run is refused; the message names its recipe and seed.
     """
     reports: dict[str, list[dict[str, Any]]] = {run.recipe: [] for run in runs}
+    changed = {run.recipe: run.overridden for run in runs if run.overridden}
+    if is_first_process():
+        for recipe, found in changed.items():
+            print(f"recipe {recipe} has its own {in_words(found)}", flush=True)
     text = ""
     for number, run in enumerate(runs, start=1):
         if is_first_process():
@@ -94,7 +107,7 @@ def run_all(runs: Sequence[ComparedRun], out: str) -> str:
             reports[run.recipe].append(api.quantize(**run.settings, show=True, measurements=Path(out) / MEASUREMENTS))
         except UserError as error:
             raise UserError(f"{run.title}: {error}") from error
-        comparison = compare_reports(reports, len(runs))
+        comparison = compare_reports(reports, len(runs), changed)
         text = markdown(comparison)
         if is_first_process():
             RunFolder.write_json(Path(out) / "comparison.json", comparison)

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pack_ptq.overridden import in_words
 from pack_ptq.report import FIDELITY
 
 Report = dict[str, Any]
@@ -66,12 +67,15 @@ def row(recipe: str, reports: Sequence[Report]) -> dict[str, Any]:
     }
 
 
-def compare_reports(reports: Mapping[str, Sequence[Report]], planned: int) -> dict[str, Any]:
+def compare_reports(
+    reports: Mapping[str, Sequence[Report]], planned: int, overridden: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """Give the content of `comparison.json`; `data` is that of the first run, whose seed others need not share.
 
     Args:
         reports: Of the finished runs by recipe, at least one in all; a recipe without any has no row.
         planned: Runs that the comparison will have.
+        overridden: Keys for every run that a recipe goes before, by recipe, as `overridden.overridden` gives them.
     """
     rows = [row(recipe, its_own) for recipe, its_own in reports.items() if its_own]
     first = next(report for its_own in reports.values() for report in its_own)
@@ -87,6 +91,7 @@ def compare_reports(reports: Mapping[str, Sequence[Report]], planned: int) -> di
         "versions": first["versions"],
         "runs_finished": sum(len(its_own) for its_own in reports.values()),
         "runs_planned": planned,
+        "overridden": overridden,
         "rows": rows,
     }
 
@@ -119,6 +124,9 @@ def markdown(comparison: dict[str, Any]) -> str:
         "Steps in all: of all units and of the last pass over the network. "
         "Minutes: calibration, decisions and fits of one run without its measurements, mean over the seeds.",
     ]
+    if comparison["overridden"]:
+        changed = "; ".join(f"{recipe} has {in_words(found)}" for recipe, found in comparison["overridden"].items())
+        lines += ["", f"What recipes state goes before keys: {changed}."]
     if comparison["runs_finished"] < comparison["runs_planned"]:
         lines += ["", f"Not finished: {comparison['runs_finished']} of {comparison['runs_planned']} runs are done."]
     return "\n".join(lines) + "\n"

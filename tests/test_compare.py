@@ -54,6 +54,19 @@ def test_what_a_recipe_states_goes_before_the_keys(finished) -> None:
     assert steps == {"qdrop": 2, "mine": 3, "none": 2}
 
 
+def test_what_a_recipe_states_instead_of_keys_is_told_first(tmp_path, capsys, monkeypatch) -> None:
+    def stops(**settings: object) -> dict:
+        raise UserError("stop")
+
+    monkeypatch.setattr(api, "quantize", stops)
+    keys = ("--recipe.reconstruction.batch_size=16", "--recipe.reconstruction.rounding_lr", "0.007")
+    with pytest.raises(SystemExit):
+        compare(tmp_path / "out", "--recipes", "rtn", "none", "qdrop", *keys)
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first.startswith("recipe rtn has its own recipe.reconstruction.steps 0 instead of 2")
+    assert second == "recipe qdrop has its own recipe.reconstruction.batch_size 32 instead of 16"
+
+
 def test_rows_are_those_of_the_reports(finished) -> None:
     comparison = json.loads((finished / "comparison.json").read_text())
     assert [r["recipe"] for r in comparison["rows"]] == ["qdrop", "mine", "none"]

@@ -45,6 +45,14 @@ def test_spread_is_mean_sample_deviation_and_extremes() -> None:
     assert spread([5.0]) == {"mean": 5.0, "std": None, "min": 5.0, "max": 5.0}
 
 
+def test_keys_that_a_recipe_goes_before_are_told() -> None:
+    changed = {"q": {"recipe.reconstruction.batch_size": {"stated": 32, "given": 16}}}
+    comparison = compare_reports({"q": [report(0, 80.0)]}, planned=1, overridden=changed)
+    assert comparison["overridden"] == changed
+    line = "What recipes state goes before keys: q has recipe.reconstruction.batch_size 32 instead of 16."
+    assert line in markdown(comparison).splitlines()
+
+
 def test_row_holds_the_spread_and_every_run() -> None:
     found = row("qdrop", [report(0, 80.0), report(3, 82.0, packs=4)])
     assert found["recipe"] == "qdrop"
@@ -72,7 +80,7 @@ def test_tuning_counts_as_steps_and_time() -> None:
 
 
 def test_rows_keep_the_order_and_unfinished_recipes_have_none() -> None:
-    found = compare_reports({"z": [report(0, 80.0)], "none": [], "a": [report(0, 81.0)]}, planned=6)
+    found = compare_reports({"z": [report(0, 80.0)], "none": [], "a": [report(0, 81.0)]}, planned=6, overridden={})
     assert [r["recipe"] for r in found["rows"]] == ["z", "a"]
     assert (found["runs_finished"], found["runs_planned"]) == (2, 6)
     assert "Not finished: 2 of 6 runs are done." in markdown(found)
@@ -81,7 +89,7 @@ def test_rows_keep_the_order_and_unfinished_recipes_have_none() -> None:
 
 def test_markdown_is_one_table_with_all_that_was_spent() -> None:
     reports = {"rtn": [report(0, 70.0, steps=0)], "q": [report(0, 80.0), report(1, 82.0, packs=3, weight_bits=3.5)]}
-    lines = markdown(compare_reports(reports, planned=3)).splitlines()
+    lines = markdown(compare_reports(reports, planned=3, overridden={})).splitlines()
     assert lines[0] == "# Net (depth 20), W3A4, all"
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert len({len(cells) for cells in table}) == 1
@@ -112,12 +120,12 @@ def test_nearness_is_shown_where_all_runs_have_it() -> None:
         return report(seed, 80.0) | {"fidelity": {"quantized": {"agreement": agreement, "kl": kl}}}
 
     def head(reports: dict) -> list[str]:
-        lines = markdown(compare_reports(reports, planned=3)).splitlines()
+        lines = markdown(compare_reports(reports, planned=3, overridden={})).splitlines()
         return [cell.strip() for cell in lines[2].strip("|").split("|")]
 
     runs = [near(0, 96.0, 0.02), near(1, 98.0, 0.04)]
     assert row("q", runs)["fidelity"]["kl"]["mean"] == pytest.approx(0.03)
-    text = markdown(compare_reports({"q": runs}, planned=2))
+    text = markdown(compare_reports({"q": runs}, planned=2, overridden={}))
     assert "| 97.00 ± 1.41 (96.00 to 98.00) | 0.0300 ± 0.0141 (0.0200 to 0.0400) |" in text
     assert "Same class: as full precision gives, in percent. KL: from full precision, in nats." in text
     assert head({"q": runs})[3:5] == ["same class", "KL"]

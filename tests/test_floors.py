@@ -47,6 +47,7 @@ FLOORS = [
         "describe",
         "pipeline",
         "api",
+        "overridden",
         "comparison",
         "compare",
     ],
