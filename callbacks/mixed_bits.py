@@ -13,7 +13,7 @@ from pack_ptq.errors import refuse
 from pack_ptq.graph.chain import Chain
 from pack_ptq.mixed import KEY, mix_bits
 from pack_ptq.modules.network import WholeNetwork
-from pack_ptq.sensitivity import SensitivityMeter, layer_sizes
+from pack_ptq.sensitivity import SensitivityMeter
 from pack_ptq.types import BITS, BitGranularity
 
 
@@ -108,6 +108,6 @@ class MixedBits(BitAssignment):
         mixed = [
             MixedUnit(group.layers, found.get(group.name) if group.free else None, group.operands) for group in groups
         ]
-        bits, solution = mix_bits(mixed, layer_sizes(chain), self.recipe, self.budget, self.limits)
+        bits, solution = mix_bits(mixed, self._meter.sizes(), self.recipe, self.budget, self.limits)
         self.mixed = replace(solution, granularity=self.granularity)
         return bits

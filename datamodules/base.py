@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics import Metric
 
+from pack_ptq.digests import tensor_bytes
 from pack_ptq.errors import UserError, refuse
 from pack_ptq.types import Preprocessing
 
@@ -43,7 +44,11 @@ class PTQData(L.LightningDataModule, ABC):
 
     @abstractmethod
     def calibration_dataset(self) -> Dataset:
-        """Give the calibration samples as `(input, label)` pairs, in a fixed order."""
+        """Give the calibration samples as `(input, label)` pairs, in a fixed order.
+
+        It should not follow the classes: the first samples alone serve corrections of biases, the measurements of mixed
+        precision, and the choice of what a fit keeps.
+        """
 
     @abstractmethod
     def test_dataset(self) -> Dataset:
@@ -108,11 +113,17 @@ class PTQData(L.LightningDataModule, ABC):
         """Take the network's own wishes for its input; what the user set goes before them."""
 
     def fingerprint(self) -> str:
-        """Give a digest of the calibration samples, by which a run folder knows its data."""
-        digest = hashlib.sha256()
-        for batch, _ in DataLoader(self.calibration_dataset(), batch_size=self.batch_size):
-            digest.update(batch.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """Give a digest of all samples and labels, by which a run folder knows its data."""
+        digests = []
+        for dataset in (self.calibration_dataset(), self.test_dataset()):
+            found, forms = (hashlib.sha256(), hashlib.sha256()), set()
+            for batch in DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers):
+                for digest, part in zip(found, batch, strict=True):
+                    is_tensor = isinstance(part, Tensor)
+                    forms.add(f"{tuple(part.shape[1:])} {part.dtype}" if is_tensor else type(part).__name__)
+                    digest.update(tensor_bytes(part) if is_tensor else repr(part).encode())
+            digests += [*(digest.hexdigest() for digest in found), *sorted(forms)]
+        return hashlib.sha256(repr(digests).encode()).hexdigest()
 
     def setup(self, stage: str) -> None:
         """Take this process's share when Lightning has started the processes."""

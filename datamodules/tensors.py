@@ -1,9 +1,6 @@
 """Samples that a program already holds, for the Python interface."""
 
-import hashlib
-
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 from torchmetrics import Metric
 
@@ -20,7 +17,7 @@ class TensorData(PTQData):
     each a tensor or (tensor, labels); they are copied into memory once, in their order, here.
 
     Args:
-        calibration: Calibration samples; labels may be missing and are -1 then.
+        calibration: Calibration samples, not sorted by class; labels may be missing and are -1 then.
         test: Test samples with labels.
         batch_size: Samples per batch and process, 1 or more.
         num_workers: Loader processes; 0 loads in the main process.
@@ -86,17 +83,3 @@ class TensorData(PTQData):
         if self.inferred:
             self.num_classes = max(self.num_classes, scores)
         check_num_scores(scores, self.num_classes, "data.num_classes and the labels must fit the network")
-
-    def fingerprint(self) -> str:
-        """Give a digest of all samples and labels."""
-        digest = hashlib.sha256()
-        for samples in (self.calibration, self.test):
-            for part in (samples.inputs, samples.labels):
-                digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
-                digest.update(_bytes(part))
-        return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    # A view as bytes, since numpy knows no bfloat16.
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()

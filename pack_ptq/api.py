@@ -17,11 +17,14 @@ from torch.utils.data import default_collate
 from pack_ptq.callbacks import BitAssignment, Evaluation, HessianScoring, NoPacking, Packing, UniformBits
 from pack_ptq.datamodules import PTQData
 from pack_ptq.describe import describe, describe_model
+from pack_ptq.digests import network_digest
 from pack_ptq.distributed import barrier
 from pack_ptq.errors import UserError, refuse
+from pack_ptq.graph.gradients import check_gradients
 from pack_ptq.graph.norms import put_norms
 from pack_ptq.graph.prepare import Prepared, prepare
 from pack_ptq.graph.switch import switch
+from pack_ptq.matmul_precision import matmul_precision
 from pack_ptq.measurements import Measurements
 from pack_ptq.models import LoadedModel, ModelSource
 from pack_ptq.models.finite import check_activations, check_finite
@@ -30,7 +33,7 @@ from pack_ptq.modules.tuning import check_tuning
 from pack_ptq.pipeline import Pipeline
 from pack_ptq.reconstruct import check_cache, check_granularity
 from pack_ptq.report import bit_summary, mixed_summary, peak_memory, render, size_summary, split_summary
-from pack_ptq.runs import RunFolder, network_digest
+from pack_ptq.runs import RunFolder
 from pack_ptq.selections import Selection, find_selections
 from pack_ptq.states import put_rest_state, put_tuned_state, put_unit_state
 from pack_ptq.trainers import check_hardware, is_first_process, make_trainer
@@ -50,6 +53,7 @@ PACKAGES = ("pack-ptq", "torch", "torchvision", "lightning", "torchmetrics", "ti
 WEIGHTS = ("pretrained", "checkpoint")  # which a run folder makes needless
 
 
+@matmul_precision("highest")  # but for the steps of fits
 def quantize(
     model: ModelSource | nn.Module,
     data: PTQData,
@@ -99,7 +103,7 @@ def quantize(
     check_hardware(hardware)
     L.seed_everything(seed, verbose=False)
     if isinstance(model, nn.Module):
-        loaded, blocks = LoadedModel(model, getattr(model, "preprocessing", None)), None
+        loaded, blocks = in_hand(model), None
         check_finite(model)
     else:
         loaded, blocks = model.load(), model.blocks
@@ -107,6 +111,8 @@ def quantize(
     data.check()
     check_shares(data, hardware)
     prepared = prepare_for(loaded.network, data, blocks)
+    if recipe.steps or recipe.tuning_steps:
+        check_gradients(prepared.chain, example_of(data))
     check_cache(prepared.chain, data.batch_size, recipe.reconstruction.cache_bytes)
     check_granularity(prepared.chain, recipe.reconstruction)
     check_tuning(prepared.chain, recipe, smallest_share(data, hardware))
@@ -175,6 +181,13 @@ def default_run_dir(config: dict[str, Any]) -> Path:
     name = config["model"].get("name") or config["model"]["class_path"].rsplit(".", 1)[-1]
     bits = f"w{config['recipe']['weight']['bits']}a{config['recipe']['activation']['bits']}"
     return Path("runs") / f"{name.replace('/', '-')}-{bits}-seed{config['seed']}"
+
+
+def in_hand(network: nn.Module) -> LoadedModel:
+    """Take a network as an object; one in half precision, whose roundings could not be fitted, as a copy in float32."""
+    if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in network.parameters()):
+        network = copy.deepcopy(network).float()
+    return LoadedModel(network, getattr(network, "preprocessing", None))
 
 
 def prepare_for(network: nn.Module, data: PTQData, blocks: str | list[str] | None = None) -> Prepared:
@@ -289,7 +302,7 @@ def load_prepared(run_dir: str | Path, network: nn.Module | None = None) -> tupl
         source = ModelSource(**{key: value for key, value in config["model"].items() if key not in WEIGHTS})
         loaded = source.load()
     else:
-        loaded = LoadedModel(network, getattr(network, "preprocessing", None))
+        loaded = in_hand(network)
     prepared = prepare(loaded.network, torch.randn(2, *plan.input_shape), config["model"].get("blocks"))
     if folder.norms.exists():  # older runs have none
         put_norms(prepared.chain, folder.read_tensors(folder.norms))
@@ -334,6 +347,7 @@ def read_report(run_dir: str | Path) -> dict[str, Any]:
     return json.loads(folder.report.read_text())
 
 
+@matmul_precision("highest")
 def evaluate(
     run_dir: str | Path,
     data: PTQData,

@@ -1,7 +1,8 @@
 """Give every layer its bits: those of its pack, and those of the protocol for the first and the last layer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 from pack_ptq.types import BITS, BitGranularity, BitPlan, Recipe
 
@@ -28,11 +29,21 @@ class LayerSize:
         weights: Elements of the weight; 0 for an operand.
         inputs: Elements of the input.
         macs: Multiplications with accumulation; those of a product count for its first operand.
+        expansion: Columns of the input over its channels where outlying ones are split, 1 or more, by the input's bits;
+            1 for bits that it lacks.
     """
 
     weights: int
     inputs: int
     macs: int
+    expansion: Mapping[int, Fraction] = field(default_factory=dict)
+
+    def at(self, bits: int) -> "LayerSize":
+        """Give the counts with an input of so many bits, whose extra columns all of them have."""
+        grown = self.expansion.get(bits, Fraction(1))
+        return replace(
+            self, weights=int(self.weights * grown), inputs=int(self.inputs * grown), macs=int(self.macs * grown)
+        )
 
 
 def protocol_bits(first: str, last: str, recipe: Recipe) -> BitPlan:
@@ -86,11 +97,13 @@ def spending(plan: BitPlan, sizes: Mapping[str, LayerSize]) -> dict[str, int]:
     Returns:
         `weight_bits` and `activation_bits`, which are the averages before their division by the elements;
         `weight_bytes` of codes packed layer by layer; `bit_operations`, MACs x weight bits x activation bits of one
-        sample. An input that is not quantized counts 32 bits. Both operands of a product have the same bits.
+        sample. An input that is not quantized counts 32 bits. Both operands of a product have the same bits. Columns
+        of split channels count as often as they are there.
     """
     total = dict.fromkeys(("weight_bits", "activation_bits", "weight_bytes", "bit_operations"), 0)
     for path, bits in plan.activation.items():
-        size, activation = sizes[path], bits or UNQUANTIZED
+        activation = bits or UNQUANTIZED
+        size = sizes[path].at(activation)
         weight = plan.weight.get(path, activation)
         total["weight_bits"] += weight * size.weights
         total["activation_bits"] += activation * size.inputs

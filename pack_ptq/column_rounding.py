@@ -63,7 +63,7 @@ def _gram(part: Part, index: int, data: PackData) -> Tensor | None:
 def _products(layer: QuantizedLayer, x: Tensor) -> Tensor:
     """Give the sums of the products of each two inputs, of which the last is 1."""
     inner = layer.layer
-    x = layer.input_quantizer(x)
+    x = layer.input_quantizer(x) if layer.noise is None else layer.input_quantizer(x + layer.noise) - layer.noise
     x = x.reshape(-1, *x.shape[x.ndim - 1 - len(getattr(inner, "kernel_size", ())) :])
     size = getattr(inner, "groups", 1) * layer.weight[0].numel() * x[0, 0].numel()
     total: Tensor = torch.zeros(())

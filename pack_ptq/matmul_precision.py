@@ -14,13 +14,21 @@ from pack_ptq.types import ProductPrecision
 
 @contextmanager
 def matmul_precision(precision: ProductPrecision) -> Iterator[None]:
-    """Set what `torch.set_float32_matmul_precision` takes, and set it back."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
+    """Set what `torch.set_float32_matmul_precision` takes, and set it back.
+
+    GPUs compute convolutions in TF32 unless told otherwise; here they do so where products may, too.
+    """
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    _set(precision, precision != "highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        _set(*before)
+
+
+def _set(products: str, convolutions: bool) -> None:
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions
 
 
 class StepPrecision(Precision):

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pack_ptq.digests import network_digest, tensor_bytes
 from pack_ptq.distributed import all_reduce, barrier
 from pack_ptq.graph.chain import Chain
 from pack_ptq.quant.quantizers import WeightMode
-from pack_ptq.runs import RunFolder, network_digest, tensor_bytes
+from pack_ptq.runs import RunFolder
 from pack_ptq.states import ranges_state
 from pack_ptq.trainers import is_first_process
 

@@ -20,7 +20,7 @@ def overridden(keys: Sequence[str], recipe: Mapping[str, Any]) -> dict[str, dict
     for key, text in _values(keys).items():
         for name, value in _flat(key, _read(text)):
             own = name if name in stated else f"{name}.{CLASS}"  # a class may be given without the word
-            if own in stated and _plain(stated[own]) != _plain(value):
+            if own in stated and not _is_same(own, stated[own], value):
                 found[own] = {"stated": stated[own], "given": value}
     return found
 
@@ -55,6 +55,12 @@ def _read(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text  # as the command line takes it
+
+
+def _is_same(key: str, stated: Any, given: Any) -> bool:
+    if key.endswith(f".{CLASS}") and "." not in str(given):  # the command line takes names alone, too
+        return str(stated).rsplit(".", 1)[-1] == given
+    return bool(_plain(stated) == _plain(given))
 
 
 def _plain(value: Any) -> Any:

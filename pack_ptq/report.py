@@ -18,7 +18,8 @@ COPY_BYTES = 8  # of each extra code of a channel, which channel it is and by ho
 
 def bit_summary(chain: Chain, units: list[Unit], plan: BitPlan) -> dict[str, Any]:
     """Give average bits over the whole network and per unit, weighted by element counts; extra codes count, too."""
-    sizes, codes = layer_sizes(chain), {name: quantizer.expansion for name, quantizer in chain.quantizers.items()}
+    sizes = layer_sizes(chain)
+    codes = {name: float(quantizer.expansion) for name, quantizer in chain.quantizers.items()}
     weights = {path: size.weights for path, size in sizes.items()}
     inputs = {path: size.inputs for path, size in sizes.items()}
 

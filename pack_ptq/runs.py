@@ -1,6 +1,5 @@
 """The run folder: what is in it, atomic writes, and the check that it belongs to the same run."""
 
-import hashlib
 import io
 import json
 import os
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
 
 from pack_ptq.cache import CACHE_FILE
 from pack_ptq.errors import UserError, refuse
@@ -51,20 +49,6 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """Give the values as they lie in memory, whatever their type."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def network_digest(network: nn.Module) -> str:
-    """Give a digest of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
 
 
 class RunFolder:

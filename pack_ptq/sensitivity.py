@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from pack_ptq.bit_groups import BitGroup, bit_groups
-from pack_ptq.bits import LayerSize, candidates, protocol_bits
+from pack_ptq.bits import UNQUANTIZED, LayerSize, candidates, protocol_bits
 from pack_ptq.distributed import all_reduce
 from pack_ptq.errors import UserError
 from pack_ptq.graph.chain import Chain
 from pack_ptq.losses import kl_from_full_precision
-from pack_ptq.quant.quantizers import ActivationQuantizer, WeightQuantizer
+from pack_ptq.quant.quantizers import ActivationQuantizer, WeightQuantizer, column_share
 from pack_ptq.types import BitGranularity, PackSensitivity, Recipe, Unit
 
 Kind = Literal["weight", "activation"]
@@ -119,6 +119,18 @@ class SensitivityMeter:
                 raise UserError(f"{what} is {mean}; allowed: finite outputs of the network")
             getattr(result[candidate.group.name], candidate.kind)[candidate.width] = mean
         return tuple(result.values())
+
+    def sizes(self) -> dict[str, LayerSize]:
+        """Give `layer_sizes` with the columns of split channels at every candidate, and at the bits as they are."""
+        found = {each: {each.bits or UNQUANTIZED: each.expansion} for each in self.chain.quantizers.values()}
+        for candidate in self._candidates:
+            for quantizer, values in zip(candidate.quantizers, candidate.ranges, strict=True):
+                if isinstance(quantizer, ActivationQuantizer):
+                    found[quantizer][candidate.width] = column_share(values["copies"])
+        return {
+            name: replace(size, expansion=found[self.chain.quantizers[name]])
+            for name, size in layer_sizes(self.chain).items()
+        }
 
 
 def measure_sensitivity(

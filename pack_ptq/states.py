@@ -117,10 +117,10 @@ def put_tuned_state(chain: Chain, state: dict[str, Any]) -> TuningResult:
 
 
 def rest_state(chain: Chain) -> dict[str, Tensor]:
-    """Give every parameter and buffer outside the quantized layers, and the layers' biases."""
-    modules = chain.network.named_modules()
+    """Give every parameter and buffer outside the quantized layers, the layers' biases, and weights read elsewhere."""
+    modules = list(chain.network.named_modules(remove_duplicate=False))
     quantizers = tuple(f"{path}." for path, m in modules if isinstance(m, ActivationQuantizer | WeightQuantizer))
-    own = {f"{path}.layer.weight" for path in chain.layers}
+    own = {f"{path}.layer.weight" for path, m in modules if isinstance(m, QuantizedLayer)} - chain.trace.parameters
     kept = chain.network.state_dict()
     return {k: v for k, v in kept.items() if k not in own and not k.startswith(quantizers)}
 

@@ -375,8 +375,8 @@ class Hardware(Record):
         accelerator: As Lightning names it.
         devices: Number of processes, one per device.
         matmul_precision: Of products in the steps of fits, as `torch.set_float32_matmul_precision` names it; `high`
-            and `medium` let processors that can compute them with fewer bits (TF32, bfloat16) do so. All else is
-            computed in full.
+            and `medium` let processors that can compute them with fewer bits (TF32, bfloat16) do so, and convolutions
+            where these have a setting, which is on GPUs. All else is computed in full.
     """
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"

@@ -1,5 +1,6 @@
 """The Python interface: networks and tensors in hand, every protocol, profile and packing, and `load`."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,37 @@ def test_a_network_and_tensors_in_hand(tmp_path, captured):
     again = pack_ptq.load(tmp_path / "run", network=TinyNet())
     assert torch.equal(again(noise(30, 5)), run_output(captured, noise(30, 5)))
     assert not torch.equal(again(noise(30, 5)), network(noise(30, 5)))
+
+
+def test_a_network_in_half_precision_is_quantized_in_float32(tmp_path):
+    network = tiny().bfloat16()
+    pack_ptq.quantize(network, samples(), recipe(), run_dir=tmp_path / "half")
+    assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
+    pack_ptq.quantize(copy.deepcopy(network).float(), samples(), recipe(), run_dir=tmp_path / "full")
+    outputs = [pack_ptq.load(tmp_path / name, network=network)(noise(4)) for name in ("half", "full")]
+    assert torch.equal(*outputs)
+
+
+class SharedParts(torch.nn.Module):
+    """Two parts, each under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = torch.nn.Conv2d(3, 6, 1), torch.nn.Linear(6, 5)
+        parts = [torch.nn.Sequential(torch.nn.Conv2d(6, 6, 1), torch.nn.ReLU()) for _ in range(2)]
+        self.body = torch.nn.Sequential(*parts, *parts)
+
+    def forward(self, x):
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+def test_a_network_with_parts_under_two_names_is_loaded(tmp_path, captured):
+    torch.manual_seed(0)
+    test = noise(21, seed=9)
+    data = TensorData(noise(18), (test, torch.arange(21) % 5), batch_size=8)
+    pack_ptq.quantize(SharedParts().eval(), data, recipe(), run_dir=tmp_path / "run")
+    loaded = pack_ptq.load(tmp_path / "run", network=SharedParts())
+    assert torch.equal(loaded(test), run_output(captured, test))
 
 
 def test_load_without_the_object_says_what_is_missing(tmp_path):

@@ -48,6 +48,19 @@ def test_steps_and_nothing_else_have_the_precision(wanted):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(("wanted", "fast"), [("highest", False), ("high", True), ("medium", True)])
+def test_convolutions_go_with_products(wanted, fast, before):
+    usual = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = before
+    try:
+        with matmul_precision(wanted):
+            assert torch.backends.cudnn.allow_tf32 is fast
+        assert torch.backends.cudnn.allow_tf32 is before
+    finally:
+        torch.backends.cudnn.allow_tf32 = usual
+
+
 def test_precision_is_set_back_after_an_error():
     with pytest.raises(RuntimeError, match="on purpose"), matmul_precision("medium"):
         raise RuntimeError("on purpose")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import product
 from typing import Any
 
@@ -105,6 +106,19 @@ def test_explicit_limits_replace_those_of_the_budget_on_what_they_name() -> None
         spent = spending(plan_bits(LAYERS, bits, which), SIZES)
         assert spent["weight_bytes"] <= mixed.limits.get("weight_bytes", 10**9)
         assert spent["bit_operations"] <= mixed.limits.get("bit_operations", 10**9)
+
+
+def test_columns_of_split_channels_count_by_the_bits_of_the_input() -> None:
+    size = LayerSize(800, 40, 1600, {4: Fraction(5, 4), 3: Fraction(3, 2)})
+    plan = BitPlan({"a": 2}, {"a": 4})
+    assert spending(plan, {"a": size}) == {
+        "weight_bits": 2 * 1000,
+        "activation_bits": 4 * 50,
+        "weight_bytes": 250,
+        "bit_operations": 2000 * 2 * 4,
+    }
+    assert size.at(3) == LayerSize(1200, 60, 2400, size.expansion)
+    assert size.at(8) == size
 
 
 def test_bit_operations_alone() -> None:

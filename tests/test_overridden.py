@@ -22,6 +22,8 @@ HESSIAN = {PACKING: {"stated": "pack_ptq.callbacks.NoPacking", "given": "pack_pt
         (['--recipe.reconstruction={"steps": 60}'], STEPS),
         (["--packing.class_path=pack_ptq.callbacks.HessianPacking"], HESSIAN),
         (["--packing", "pack_ptq.callbacks.HessianPacking"], HESSIAN),
+        (["--packing", "NoPacking"], {}),
+        (["--packing.class_path=HessianPacking"], {PACKING: HESSIAN[PACKING] | {"given": "HessianPacking"}}),
         (["--recipe.reconstruction.steps=0"], {}),
         (["--recipe.reconstruction.rounding_lr=0.007"], {}),
         (["--recipe.reconstruction.beta=[20, 2]"], {}),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
+from pack_ptq.graph.plain import ends_in_product
 from pack_ptq.graph.trace import ModuleSpan, Trace
 from pack_ptq.quant.layers import QUANTIZABLE, TRANSPOSED
 
@@ -36,7 +37,8 @@ def fold_batch_norms(network: nn.Module, trace: Trace) -> list[str]:
     for span in trace.spans:
         spans.setdefault(span.path, []).append(span)
     once = {path: calls[0] for path, calls in spans.items() if len(calls) == 1}
-    makers = {span.output: span for span in once.values() if isinstance(span.module, QUANTIZABLE)}
+    layers = [span for span in once.values() if isinstance(span.module, QUANTIZABLE)]
+    makers = {span.output: span for span in layers if ends_in_product(span, trace)}
     folded = []
     for path, span in once.items():
         source = makers.get(span.input)

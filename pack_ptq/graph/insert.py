@@ -3,7 +3,8 @@
 from torch import nn
 
 from pack_ptq.errors import UserError
-from pack_ptq.graph.trace import OPERATIONS, ModuleSpan, Source, Trace
+from pack_ptq.graph.plain import is_plain
+from pack_ptq.graph.trace import Trace
 from pack_ptq.quant.layers import QUANTIZABLE, QuantizedLayer
 from pack_ptq.quant.quantizers import ActivationQuantizer
 
@@ -22,7 +23,7 @@ def insert_quantized_layers(network: nn.Module, trace: Trace) -> None:
     """
     called: dict[nn.Module, int | None] = {}
     for span in trace.spans:
-        if isinstance(span.module, QUANTIZABLE) and span.module not in called and _is_plain(span, trace):
+        if isinstance(span.module, QUANTIZABLE) and span.module not in called and is_plain(span, trace):
             called[span.module] = span.input
     readers: dict[int | None, ActivationQuantizer] = {}
     quantized: dict[nn.Module, QuantizedLayer] = {}
@@ -38,15 +39,3 @@ def insert_quantized_layers(network: nn.Module, trace: Trace) -> None:
                 setattr(parent, name, quantized[child])  # type: ignore[index]
     if isinstance(network, QUANTIZABLE):
         raise UserError(f"the network is a single {type(network).__name__}; allowed: a module with layers inside")
-
-
-def _is_plain(span: ModuleSpan, trace: Trace) -> bool:
-    """Tell whether a layer is one product of its weight and of its input, which at most is padded."""
-    calls = trace.calls[span.first : span.last + 1]
-    products = [call for call in calls if call.name in OPERATIONS]
-    arguments = products[0].arguments if len(products) == 1 else None
-    if arguments is None or arguments.get("weight") is not span.module.weight:
-        return False
-    x = arguments.get("input")
-    padded = isinstance(x, Source) and x.value >= 0 and trace.calls[x.value].name == "pad"
-    return isinstance(x, Source) and span.input in ((x.value, *trace.calls[x.value].inputs) if padded else (x.value,))

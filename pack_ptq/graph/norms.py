@@ -18,6 +18,7 @@ from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.operations import PASSING
 from pack_ptq.graph.trace import Trace
 from pack_ptq.quant.channel_observer import ChannelObserver
+from pack_ptq.quant.quantizers import ActivationQuantizer
 
 TOLERANCE = 1e-3
 MOVING = PASSING | {"pad"}
@@ -128,7 +129,13 @@ def _add_to_bias(module: Any, added: Tensor) -> None:
 def watch_norms(chain: Chain, sites: Sequence[NormSite]) -> None:
     """Let the passes over the calibration samples see every channel after the norms."""
     for site in sites:
-        chain.layers[site.layers[0]].input_quantizer.channels = ChannelObserver()
+        for quantizer in _quantizers(chain, site):
+            quantizer.channels = ChannelObserver()
+
+
+def _quantizers(chain: Chain, site: NormSite) -> list[ActivationQuantizer]:
+    """Give those of the layers that read a norm, each once: layers that read all of it share one."""
+    return list(dict.fromkeys(chain.layers[path].input_quantizer for path in site.layers))
 
 
 def reparameterise(chain: Chain, sites: Sequence[NormSite], bits: int) -> dict[str, Any]:
@@ -144,8 +151,9 @@ def reparameterise(chain: Chain, sites: Sequence[NormSite], bits: int) -> dict[s
     """
     done = {}
     for site in sites:
-        quantizers = {chain.layers[path].input_quantizer for path in site.layers}
-        channels = next(q.channels for q in quantizers if q.channels is not None)
+        seen = {quantizer: quantizer.channels for quantizer in _quantizers(chain, site)}
+        # Layers may read parts of what the norm gives, such as the class token alone; the largest tells most of it.
+        channels = max((each for each in seen.values() if each is not None), key=lambda each: each.count)
         scale, zero_point = channels.affine(bits)
         empty = (channels.low == 0) & (channels.high == 0)
         if empty.any() and not empty.all():  # whose scale means nothing, and should not stand out
@@ -153,8 +161,9 @@ def reparameterise(chain: Chain, sites: Sequence[NormSite], bits: int) -> dict[s
         divisor = scale / scale.mean()
         shift = scale * (zero_point - zero_point.mean().round())
         put_norm(chain, site, (divisor, shift))
-        for quantizer in quantizers:
-            quantizer.observer.replace((channels.centers() + shift[:, None]) / divisor[:, None], channels.histogram)
+        for quantizer, own in seen.items():
+            assert own is not None
+            quantizer.observer.replace((own.centers() + shift[:, None]) / divisor[:, None], own.histogram)
             quantizer.channels = None
         done[site.path] = {"layers": list(site.layers), "divisor": divisor.cpu(), "shift": shift.cpu()}
     return done

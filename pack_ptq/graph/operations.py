@@ -9,14 +9,14 @@ from pack_ptq.graph.intercept import InterceptedForward, LayerSite, ProductSite,
 from pack_ptq.graph.trace import OPERATIONS, Call, Source, Trace
 from pack_ptq.quant.layers import QUANTIZABLE, QuantizedLayer
 from pack_ptq.quant.products import QuantizedAttention, QuantizedProduct
-from pack_ptq.quant.quantizers import ActivationQuantizer
+from pack_ptq.quant.quantizers import ActivationQuantizer, Role
 from pack_ptq.quant.row_observer import RowObserver
 
 Operation = TypeVar("Operation", bound=nn.Module)
 # Calls that hand on the values they are given, in another form or order.
 PASSING = {"clone", "contiguous", "dropout", "expand", "flatten", "float", "permute", "repeat_interleave", "reshape",
            "roll", "squeeze", "to", "transpose", "type_as", "unsqueeze", "view", "__get__", "__getitem__"}  # fmt: skip
-ROLES = {"softmax": "softmax", "_softmax": "softmax", "gelu": "gelu"}
+ROLES: dict[str, Role] = {"softmax": "softmax", "_softmax": "softmax", "gelu": "gelu"}
 MATRICES = ("matmul", "__matmul__", "linalg_matmul", "mm")
 # The axis that a product sums over, by operand.
 SUMMED = {
@@ -26,8 +26,8 @@ SUMMED = {
 }
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Calls that compute with weights in a way that nothing here quantizes.
-UNCOVERED = {"bilinear", "convolution", "embedding_bag", "gru", "gru_cell", "inner", "lstm", "lstm_cell", "mv",
-             "rnn_relu", "rnn_tanh", "tensordot"}  # fmt: skip
+UNCOVERED = {"bilinear", "convolution", "embedding_bag", "gru", "gru_cell", "inner", "lstm", "lstm_cell",
+             "multi_head_attention_forward", "mv", "rnn_relu", "rnn_tanh", "tensordot"}  # fmt: skip
 CONVOLUTIONS: dict[str, type[nn.Module]] = {
     "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d, "conv_transpose1d": nn.ConvTranspose1d,
     "conv_transpose2d": nn.ConvTranspose2d, "conv_transpose3d": nn.ConvTranspose3d,
@@ -79,20 +79,29 @@ def intercept_operations(network: nn.Module, trace: Trace) -> list[str]:
 
 
 def note_roles(layers: Mapping[str, QuantizedLayer], trace: Trace) -> None:
-    """Tell the input quantizers of layers what their values come of."""
+    """Tell the input quantizers of layers what their values come of, where that is the same at all their calls."""
+    found: dict[ActivationQuantizer, list[tuple[Role, int | None]]] = {}
     for call in trace.calls:
         if call.layer is not None:
             layer = layers[call.layer]
-            _note_role(layer.input_quantizer, trace, call.inputs[0], -1 if isinstance(layer.layer, nn.Linear) else None)
+            summed = -1 if isinstance(layer.layer, nn.Linear) else None
+            found.setdefault(layer.input_quantizer, []).append((_role(trace, call.inputs[0]), summed))
+    for quantizer, calls in found.items():
+        roles, axes = {role for role, _ in calls}, [axis for _, axis in calls if axis is not None]
+        _note_role(quantizer, roles.pop() if len(roles) == 1 else "any", axes[0] if axes else None)
 
 
-def _note_role(quantizer: ActivationQuantizer, trace: Trace, value: int, summed: int | None) -> None:
-    """Tell a quantizer what its values come of, and along which axis they are summed, where that is known."""
+def _role(trace: Trace, value: int) -> Role:
+    """Tell what a value comes of."""
     while value >= 0 and trace.calls[value].name in PASSING and trace.calls[value].inputs:
         value = trace.calls[value].inputs[0]
-    if value >= 0 and trace.calls[value].name in ROLES:
-        quantizer.role = ROLES[trace.calls[value].name]  # type: ignore[assignment]
-    if quantizer.role == "softmax" and summed is not None:
+    return ROLES.get(trace.calls[value].name, "any") if value >= 0 else "any"
+
+
+def _note_role(quantizer: ActivationQuantizer, role: Role, summed: int | None) -> None:
+    """Tell a quantizer what its values come of, and along which axis they are summed, where that is known."""
+    quantizer.role = role
+    if role == "softmax" and summed is not None:
         quantizer.rows = RowObserver(summed)
 
 
@@ -109,7 +118,7 @@ def _layer_site(parent: nn.Module, modules: dict[str, nn.Module], owners: dict[i
         return None
     if not isinstance(x, Source) or not isinstance(weight, Tensor) or isinstance(bias, Source):
         return None
-    if id(weight) in owners:
+    if id(weight) in owners and _is_as_set(modules[owners[id(weight)]], call, weight):
         return LayerSite(_owner(modules, owners[id(weight)], bias))
     if call.name == "linear" and _is_matrix(weight):
         return LayerSite(_add(parent, "linear", QuantizedLayer(_linear(weight, bias), ActivationQuantizer())))
@@ -121,6 +130,24 @@ def _layer_site(parent: nn.Module, modules: dict[str, nn.Module], owners: dict[i
 
 def _is_matrix(weight: Any) -> TypeGuard[Tensor]:
     return isinstance(weight, Tensor) and weight.ndim == 2
+
+
+def _is_as_set(module: nn.Module, call: Call, weight: Tensor) -> bool:
+    """Tell whether a call with a layer's weight has the stride, padding and so on of the layer."""
+    layer: Any = module.layer if isinstance(module, QuantizedLayer) else module
+    if call.name not in CONVOLUTIONS:
+        return isinstance(layer, nn.Linear)
+    if not isinstance(layer, CONVOLUTIONS[call.name]) or layer.padding_mode != "zeros":
+        return False
+    usual = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0}
+    given = usual | {name: value for name, value in (call.arguments or {}).items() if name in usual}
+    sides = weight.ndim - 2
+    return all(_spread(value, sides) == _spread(getattr(layer, name), sides) for name, value in given.items())
+
+
+def _spread(value: Any, sides: int) -> Any:
+    """Give a setting of a convolution for each side, where one number stands for all."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,) * sides
 
 
 def _owner(modules: dict[str, nn.Module], path: str, bias: Tensor | None) -> QuantizedLayer:
@@ -175,7 +202,7 @@ def _product_site(parent: nn.Module, trace: Trace, call: Call) -> Site | None:
     product = _add(parent, call.name.strip("_"), QuantizedProduct(tuple(operands), constant))
     for name, operand in operands.items():
         if isinstance(operand, Source):
-            _note_role(product.quantizers[name], trace, operand.value, _summed(call, name))
+            _note_role(product.quantizers[name], _role(trace, operand.value), _summed(call, name))
     return ProductSite(product)
 
 

@@ -119,12 +119,14 @@ class Trace:
         spans: The calls of modules, by their start.
         output: The value the network gives.
         changed: Values that a later call overwrites in place, directly or through a view.
+        parameters: Names of those that calls compute with, other than of quantized layers with their own.
     """
 
     calls: list[Call] = field(default_factory=list)
     spans: list[ModuleSpan] = field(default_factory=list)
     output: int = INPUT
     changed: set[int] = field(default_factory=set)
+    parameters: set[str] = field(default_factory=set)
 
     def consumers(self, value: int) -> list[int]:
         """Give the calls that compute with a value; questions about its shape do not count."""
@@ -140,7 +142,9 @@ def arguments_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
     """Name the arguments of one of the `OPERATIONS`; nothing if it has more of them than are known."""
     if len(args) > len(OPERATIONS[name]):
         return None
-    given = {OTHER_NAMES.get(key, key): value for key, value in kwargs.items()}
+    # Of those that add to a product the input is what they add.
+    others = OTHER_NAMES | ({"input": "added", "self": "added"} if OPERATIONS[name][0] == "added" else {})
+    given = {others.get(key, key): value for key, value in kwargs.items()}
     return dict(zip(OPERATIONS[name], args, strict=False)) | given
 
 
@@ -162,6 +166,9 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.trace = Trace()
         self.paths = {id(module): path for path, module in network.named_modules()}
+        self.names: dict[int, list[str]] = {}
+        for name, parameter in network.named_parameters(remove_duplicate=False):
+            self.names.setdefault(id(parameter), []).append(name)
         self.stack: list[ModuleSpan] = []
         # Neither holds what the network itself lets go, or all activations would be in memory at once.
         self.values = WeakTensorKeyDictionary({x: INPUT})
@@ -188,6 +195,8 @@ class _Recorder(TorchFunctionMode):
         aliased = any(id(o) == id(t) for o in outputs for t in tensors)
         # A call that gives nothing has changed its first argument, as `x[i] = y` does.
         changed = outputs if outputs else tensors[:1] if kind == "none" else []
+        if kind != "other":
+            self.trace.parameters.update(name for t in tensors for name in self.names.get(id(t), ()))
         if inputs:
             if kind != "other":
                 self._note_read(tensors)

@@ -39,6 +39,11 @@ class ChannelObserver:
         counts = torch.bincount(bins.flatten(), minlength=channels * BINS)
         self.histogram = self.histogram.to(rows.device) + counts.reshape(channels, BINS).double()
 
+    @property
+    def count(self) -> int:
+        """Values of each channel that the second pass has seen."""
+        return int(self.histogram[0].sum())
+
     def centers(self) -> Tensor:
         """Give the centers of the bins, shape (channels, bins), float64."""
         low, high = self.low.double(), self.high.double()

@@ -124,7 +124,7 @@ class QuantizedLayer(nn.Module):
     def compute(self, x: Tensor) -> Tensor:
         """Quantize the input, the weight and the bias as set, and call the wrapped layer with them."""
         if self.inputs is not None:
-            self.inputs.append(x)
+            self.inputs.append(x.clone())  # the network may change it in place behind the layer
         if self.input_quantizer.watching == "extremes":
             self.seen.see(x)
         noise = self.noise if self.input_quantizer.is_quantizing else None

@@ -1,5 +1,6 @@
 """The two quantizers of a layer: one for its weight, one for its input."""
 
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -26,6 +27,7 @@ from pack_ptq.quant.split_channels import search_split
 from pack_ptq.types import ActivationKind, QuantizerSpec
 
 WeightMode = Literal["off", "nearest", "soft", "settled", "hard"]
+Role = Literal["any", "softmax", "gelu"]
 
 
 class WeightQuantizer(nn.Module):
@@ -159,7 +161,7 @@ class ActivationQuantizer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.bits: int | None = 8
-        self.role: Literal["any", "softmax", "gelu"] = "any"
+        self.role: Role = "any"
         self.kind: ActivationKind = "uniform"
         self.enabled = False
         self.watching: Literal["extremes", "values"] | None = None
@@ -174,9 +176,9 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("copies", None)
 
     @property
-    def expansion(self) -> float:
+    def expansion(self) -> Fraction:
         """Codes of all channels over the number of channels, at least 1."""
-        return 1.0 if self.copies is None else 1 + self.copies.sum().item() / self.copies.shape[1]
+        return column_share(self.copies)
 
     @property
     def is_quantizing(self) -> bool:
@@ -268,3 +270,8 @@ class ActivationQuantizer(nn.Module):
         if not torch.is_grad_enabled() and kept is None:
             return fake_quantize(x, self.scale, self.zero_point, limits)
         return LearnedStepQuantize.apply(x, self.scale, self.zero_point, limits, kept)
+
+
+def column_share(copies: Tensor | None) -> Fraction:
+    """Give the codes of all channels over their number, where some may have extra ones of shape (2, channels)."""
+    return Fraction(1) if copies is None else 1 + Fraction(int(copies.sum()), copies.shape[1])

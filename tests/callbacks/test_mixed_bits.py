@@ -153,6 +153,52 @@ def test_a_run_tells_what_its_layers_got(small_network: nn.Module, samples: Tens
     assert "summed over layers" in render(report, "x")
 
 
+class Outlying(nn.Module):
+    """Five residual parts behind LayerNorm and GELU, in every other of which one channel is far above the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(32, 32), nn.Linear(32, 5)
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(5))
+        self.up = nn.ModuleList(nn.Linear(32, 128) for _ in range(5))
+        self.down = nn.ModuleList(nn.Linear(128, 32) for _ in range(5))
+        for layer in self.up[::2]:
+            nn.init.zeros_(layer.weight[3])
+            nn.init.constant_(layer.weight[3, 0], 30)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
+            x = x + down(nn.functional.gelu(up(norm(x))))
+        return self.head(x)
+
+
+def test_extra_codes_of_outlying_channels_are_within_the_budget(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, data = Outlying().eval(), data_of(torch.randn(64, 32))
+    recipe = Recipe(
+        QuantizerSpec(4),
+        QuantizerSpec(4, per_channel=False),
+        reconstruction=ReconstructionSpec(steps=0),
+        tuning=TuningSpec(steps=0),
+    )
+    spent = {}
+    for name, bits in (
+        ("uniform", UniformBits()),
+        ("iso", MixedBits()),
+        ("bytes", MixedBits("custom", weight_bytes=20_000)),
+    ):
+        report = pack_ptq.quantize(network, data, recipe, bits=bits, run_dir=tmp_path / name)
+        assert report["split_channels"]
+        spent[name] = report["bits"]
+    assert spent["iso"]["weight_average"] <= spent["uniform"]["weight_average"]
+    assert spent["iso"]["activation_average"] <= spent["uniform"]["activation_average"]
+    for kind in ("weight_average", "activation_average"):
+        assert spent["iso"]["budget"][kind] == pytest.approx(spent["uniform"][kind], abs=1e-4)
+    weights = sum(layer.weight.numel() for layer in (network.stem, network.head, *network.up, *network.down))
+    assert spent["bytes"]["weight_average"] * weights / 8 <= 20_000
+
+
 def test_the_papers_budget_is_the_same_for_packs_and_layers(
     small_chain: Chain, small_units: list[Unit], samples: Tensor, small_recipe: Recipe
 ) -> None:

@@ -138,6 +138,7 @@ def test_fingerprint_sees_inputs_labels_and_form() -> None:
         TensorData((changed, LABELS), PAIR),
         TensorData(PAIR, (changed, LABELS)),
         TensorData((INPUTS, LABELS.flip(0)), PAIR),
+        TensorData(PAIR, (INPUTS, LABELS.flip(0))),
         TensorData((INPUTS.flatten(1), LABELS), PAIR),
     ]
     assert len({data.fingerprint() for data in variants}) == len(variants)

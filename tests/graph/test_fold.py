@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torchvision.ops import FrozenBatchNorm2d
 
 from pack_ptq.graph.fold import fold_batch_norms
@@ -224,3 +225,34 @@ def test_whole_networks_of_timm(name: str) -> None:
         expected = network(x)
         assert fold_batch_norms(network, trace_network(network, x))
         assert (network(x) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+class Rectified(nn.Conv2d):
+    """A convolution that does more after its product, so that a gain cannot go into the weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+class Centred(nn.Conv2d):
+    """A convolution with another weight than its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight - self.weight.mean(), self.bias)
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        parametrizations.weight_norm(nn.Conv2d(3, 6, 1)),
+        parametrizations.spectral_norm(nn.Conv2d(3, 6, 1)),
+        Rectified(3, 6, 1),
+        Centred(3, 6, 1),
+    ],
+    ids=["weight norm", "spectral norm", "rectified", "centred"],
+)
+def test_what_is_more_than_a_product_keeps_its_norm(convolution: nn.Module) -> None:
+    network = settle(nn.Sequential(convolution, nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4)).eval())
+    paths, _, error = fold(network, 3, 4, 4)
+    assert paths == ["3"]
+    assert error < 1e-5

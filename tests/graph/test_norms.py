@@ -272,3 +272,30 @@ def test_processes_merge_channels_in_the_same_order(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(calibration, "all_reduce", all_reduce)
         calibration.merge_observers(chain, "values")
         assert merged == list(range(len(sites)))
+
+
+def class_attention(own: Any, x: Tensor) -> Tensor:
+    """As CaiT: one layer reads the first token alone, another all of them."""
+    y = own.norm(x)
+    return own.fc(y[:, :1]) + own.other(y)
+
+
+def test_each_reader_has_the_range_of_what_it_reads() -> None:
+    x = noise(40, TOKENS, 4, seed=1)
+    x[:, 0] *= 0.01
+    shapes = []
+    for _ in range(3):
+        chain = chain_of(lambda: Small(class_attention), noise(2, TOKENS, 4))
+        sites = find_norms(chain, x[:2])
+        assert sites == [NormSite("norm", ("fc", "other"))]
+        calibrated(chain, sites, x)
+        done = reparameterise(chain, sites, 4)
+        for path in ("fc", "other"):
+            seen, observer = read(chain, path, x), chain.layers[path].input_quantizer.observer
+            low, high = observer.low.item(), observer.high.item()
+            margin = 0.02 * (high - low)  # of a bin
+            assert low - margin <= seen.min() <= low + margin
+            assert high - margin <= seen.max() <= high + margin
+        shapes.append(done["norm"]["divisor"])
+    assert torch.equal(shapes[0], shapes[1])
+    assert torch.equal(shapes[0], shapes[2])

@@ -19,6 +19,7 @@ from pack_ptq import layer_sizes, observe, plan_bits, prepare, set_ranges
 from pack_ptq.graph.chain import Chain
 from pack_ptq.graph.prepare import Prepared
 from pack_ptq.graph.switch import quantized, switch
+from pack_ptq.graph.trace import arguments_of
 from pack_ptq.quant.products import operand_quantizers
 from pack_ptq.quant.row_observer import row_shares
 from pack_ptq.states import put_ranges_state, put_rest_state, ranges_state, rest_state
@@ -479,6 +480,18 @@ class TestRoles:
             assert roles.count("gelu") == blocks
             assert roles.count("softmax") == (3 if "swin" in case else 0)
 
+    def test_hold_only_if_all_calls_share_them(self) -> None:
+        computed = {
+            "softmax": lambda own, x: own.fc(x.softmax(-1)) + own.fc((x - 3).softmax(-1)),
+            "any": lambda own, x: own.fc(x.softmax(-1)) + own.fc(x - 3),
+        }
+        for role, compute in computed.items():
+            chain = prepare_body(compute, fc=nn.Linear(WIDTH, WIDTH)).chain
+            quantizer = chain.quantizers["body.fc"]
+            assert quantizer.role == role
+            calibrate(chain, samples_of("", 4), 8)
+            assert quantized_output(chain, samples_of("", 3)).isfinite().all()
+
     def test_choose_the_kinds_of_codes(self) -> None:
         chain = prepare(network_of("timm/vit"), samples_of("timm/vit", 2)).chain
         recipe = Recipe(post_softmax="log_sqrt2", post_gelu="focusing", protocol="all")
@@ -566,6 +579,41 @@ def test_states_bring_a_network_with_other_weights_to_the_same_output(case: str)
     assert not any("quantizer" in name for name in rest_state(chain))
 
 
+SHARED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "one layer under two names": lambda own, x: own.again(torch.relu(own.fc(x))),
+    "a weight that a product reads": lambda own, x: own.fc(x) @ own.fc.weight,
+    "a weight that an einsum reads": lambda own, x: torch.einsum("bnd,dc->bnc", own.fc(x), own.fc.weight),
+    "a transposed weight": lambda own, x: torch.relu(own.fc(x)) * own.fc.weight.T.mean(0),
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_states_have_what_is_shared(case: str) -> None:
+    def build(seed: int) -> Chain:
+        torch.manual_seed(seed)
+        fc = nn.Linear(WIDTH, WIDTH)
+        parts = {"fc": fc, "again": fc} if "names" in case else {"fc": fc}
+        return prepare_body(SHARED[case], **parts).chain
+
+    chain, other, x = build(0), build(1), samples_of("", 4)
+    calibrate(chain, x, 4)
+    for layer in chain.layers.values():
+        layer.weight_quantizer.set_codes(
+            layer.weight_quantizer.nearest_codes(layer.weight), layer.weight_quantizer.scale
+        )
+    put_rest_state(other.network, rest_state(chain))
+    put_ranges_state(other, ranges_state(chain))
+    outputs = []
+    for each in (chain, other):
+        switch(each.operations, "hard", activations=True)
+        with torch.no_grad():
+            outputs.append(each.network(x))
+    assert torch.equal(*outputs)
+    # The product has become a layer with codes of its own.
+    kept = {"body.fc.layer.weight"} if case in ("a weight that an einsum reads", "a transposed weight") else set()
+    assert {name for name in rest_state(chain) if name.endswith(".layer.weight")} == kept
+
+
 class AttendingSequential(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         for module in self:
@@ -602,6 +650,39 @@ class TestOddCalls:
     def test_operands_by_keyword(self) -> None:
         ready = prepare_body(lambda own, x: torch.bmm(torch.bmm(input=x, mat2=x.mT), mat2=x))
         assert list(ready.chain.products) == ["body.bmm_0", "body.bmm_1"]
+
+    @pytest.mark.parametrize("name", ["input", "self"])
+    def test_what_is_added_by_keyword(self, name: str) -> None:
+        if name == "self":  # which Python takes as an argument of a method only
+            assert arguments_of("baddbmm", (), {"self": 1, "batch1": 2, "batch2": 3}) == {
+                "added": 1,
+                "input": 2,
+                "other": 3,
+            }
+            return
+        ready = prepare_body(lambda own, x: torch.baddbmm(input=x @ x.mT, batch1=x, batch2=x.mT, beta=0.5) @ x)
+        assert list(ready.chain.products) == ["body.matmul_0", "body.baddbmm_0", "body.matmul_1"]
+        calibrate(ready.chain, samples_of("", 4), 8)
+        assert quantized_output(ready.chain, samples_of("", 3)).isfinite().all()
+
+    def test_attention_of_a_subclass_is_left_out(self) -> None:
+        class Attending(nn.MultiheadAttention):
+            def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+                return super().forward(x, x, x, need_weights=False)[0]
+
+        ready = prepare_body(lambda own, x: own.a(x), a=Attending(WIDTH, HEADS, batch_first=True))
+        assert "body.a (multi_head_attention_forward)" in ready.left_out
+
+    def test_a_convolution_with_a_weight_and_settings_of_its_own(self) -> None:
+        def dilated(own: Any, x: Tensor) -> Tensor:
+            x = x[:, None]
+            outputs = [F.conv2d(x, own.c.weight, own.c.bias, padding=d, dilation=d) for d in (1, 2)]
+            return x[:, 0] + (outputs[0] + outputs[1]).mean(1)
+
+        ready = prepare_body(dilated, c=nn.Conv2d(1, 2, 3, padding=1))
+        assert not ready.left_out
+        used = [layer.layer for path, layer in ready.chain.layers.items() if path.startswith("body")]
+        assert [layer.dilation for layer in used] == [(1, 1), (2, 2)]
 
     def test_a_layer_that_is_never_called_may_lend_its_weight_twice(self) -> None:
         def twice(own: Any, x: Tensor) -> Tensor:
