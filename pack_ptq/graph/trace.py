@@ -161,6 +161,20 @@ def _form(leaf: Any) -> Any:
     return Shape(tuple((n, n) for n in leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf
 
 
+def _check_call(name: str) -> None:
+    """Refuse a call on data after which a replay, or a layer alone, could compute something else."""
+    if name in READS_DATA:
+        raise UserError(
+            f"the network's forward pass reads its data as Python values ({name}), so its control flow may depend on the "
+            "data; allowed: a fixed forward pass"
+        )
+    if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
+        raise UserError(
+            "the network's forward pass runs under torch.autocast; allowed: one in float32, since layers are also run "
+            "and fitted alone"
+        )
+
+
 class _Recorder(TorchFunctionMode):
     def __init__(self, network: nn.Module, x: Tensor) -> None:
         super().__init__()
@@ -179,11 +193,8 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         tensors = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
         inputs = tuple(dict.fromkeys(self.values[t] for t in tensors if t in self.values))
-        if inputs and call_name(func) in READS_DATA:
-            raise UserError(
-                f"the network's forward pass reads its data as Python values ({call_name(func)}), so its control "
-                "flow may depend on the data; allowed: a fixed forward pass"
-            )
+        if inputs:
+            _check_call(call_name(func))
         versions = [(t, t._version) for t in tensors if not t.is_inference()]
         result = func(*args, **(kwargs or {}))
         for tensor, version in versions:

@@ -160,6 +160,16 @@ def test_control_flow_by_batch_size_is_refused() -> None:
         prepare(network, X)
 
 
+def test_autocast_is_refused_where_it_is_on() -> None:
+    def cast(x: Tensor, enabled: bool) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            return (x @ x.mT).float()
+
+    with pytest.raises(UserError, match=r"torch\.autocast; allowed"):
+        trace_network(Function(lambda y: cast(y, True)), X)
+    assert trace_network(Function(lambda y: cast(y, False)), X).calls
+
+
 def test_control_flow_by_shape_is_fine() -> None:
     network = Function(lambda y: F.relu(y) if y.shape[1] == 4 and y.dim() == 4 else y)
     assert len(prepare(network, X).chain) == 2
