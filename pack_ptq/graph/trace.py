@@ -165,8 +165,8 @@ def _check_call(name: str) -> None:
     """Refuse a call on data after which a replay, or a layer alone, could compute something else."""
     if name in READS_DATA:
         raise UserError(
-            f"the network's forward pass reads its data as Python values ({name}), so its control flow may depend on the "
-            "data; allowed: a fixed forward pass"
+            f"the network's forward pass reads its data as Python values ({name}), so its control flow may depend on "
+            "the data; allowed: a fixed forward pass"
         )
     if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
         raise UserError(
