@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    ["errors", "types", "quant", "distributed", "current_folder", "allocator"],
+    ["errors", "types", "quant", "distributed", "current_folder", "allocator", "digests"],
     [
         "graph",
         "losses",
