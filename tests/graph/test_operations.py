@@ -559,23 +559,28 @@ def test_it_can_be_pickled(case: str) -> None:
         assert torch.equal(pickle.loads(pickle.dumps(chain.network))(x), chain.network(x))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_states_bring_a_network_with_other_weights_to_the_same_output(case: str) -> None:
-    """Hard codes and scales, and the rest in full precision."""
-    chain, x = copy.deepcopy(calibrated(case, 4)), samples_of(case, 4)
+def hard_outputs(chain: Chain, other: Chain, x: Tensor) -> list[Tensor]:
+    """Give a chain hard codes, another its state, and what both networks give."""
     for layer in chain.layers.values():
         weights = layer.weight_quantizer
         weights.set_codes(weights.nearest_codes(layer.weight), weights.scale)
-    other = prepare(network_of(case, seed=1), samples_of(case, 2)).chain
     put_rest_state(other.network, rest_state(chain))
     put_ranges_state(other, ranges_state(chain))
-    assert ranges_state(other).keys() == ranges_state(chain).keys()
     outputs = []
     for each in (chain, other):
         switch(each.operations, "hard", activations=True)
         with torch.no_grad():
             outputs.append(each.network(x))
-    assert torch.equal(*outputs)
+    return outputs
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_states_bring_a_network_with_other_weights_to_the_same_output(case: str) -> None:
+    """Hard codes and scales, and the rest in full precision."""
+    chain = copy.deepcopy(calibrated(case, 4))
+    other = prepare(network_of(case, seed=1), samples_of(case, 2)).chain
+    assert torch.equal(*hard_outputs(chain, other, samples_of(case, 4)))
+    assert ranges_state(other).keys() == ranges_state(chain).keys()
     assert not any("quantizer" in name for name in rest_state(chain))
 
 
@@ -597,18 +602,7 @@ def test_states_have_what_is_shared(case: str) -> None:
 
     chain, other, x = build(0), build(1), samples_of("", 4)
     calibrate(chain, x, 4)
-    for layer in chain.layers.values():
-        layer.weight_quantizer.set_codes(
-            layer.weight_quantizer.nearest_codes(layer.weight), layer.weight_quantizer.scale
-        )
-    put_rest_state(other.network, rest_state(chain))
-    put_ranges_state(other, ranges_state(chain))
-    outputs = []
-    for each in (chain, other):
-        switch(each.operations, "hard", activations=True)
-        with torch.no_grad():
-            outputs.append(each.network(x))
-    assert torch.equal(*outputs)
+    assert torch.equal(*hard_outputs(chain, other, x))
     # The product has become a layer with codes of its own.
     kept = {"body.fc.layer.weight"} if case in ("a weight that an einsum reads", "a transposed weight") else set()
     assert {name for name in rest_state(chain) if name.endswith(".layer.weight")} == kept
